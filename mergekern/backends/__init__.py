@@ -1,0 +1,75 @@
+"""Who runs statistics and fused ops. Every backend gives the same bits; `reference` defines them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from mergekern.errors import RecipeError
+from mergekern.fused import Findings, FusedOp, Tile
+
+BLOCK = 4096  # elements of one partial sum
+CHUNK = 65536  # elements of one in-range count
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """A range of magnitude bits of one expert, cut into `bins` bins of 2**shift magnitudes.
+
+    Bin j holds bits(|d|) in [low + (j << shift), low + ((j + 1) << shift)).
+    """
+
+    expert: int  # place in the tile
+    low: int
+    shift: int
+    bins: int
+
+    @property
+    def end(self) -> int:
+        return self.low + (self.bins << self.shift)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts of one bracket over one tile."""
+
+    above: int  # magnitudes at or beyond the bracket's end
+    histogram: torch.Tensor  # int64 [bins]
+    chunks: torch.Tensor  # int64 [ceil(numel / CHUNK)]: magnitudes inside, per run of CHUNK
+
+
+class Backend(Protocol):
+    name: str
+
+    def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
+        """Run the op over a tile into `out` (flat, any mergeable dtype)."""
+
+    def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
+        """bits(|x_expert - base|) as int64, flat; meant for samples and single chunks."""
+
+    def count(self, tile: Tile, brackets: list[Bracket], work: torch.dtype) -> list[Counts]:
+        """Count the magnitudes of every bracket in one pass over the tile."""
+
+    def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
+        """fp64 [blocks, K, 2]: sum |d| before and after trim and drop, per BLOCK elements."""
+
+    def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
+        """fp64 [blocks, K, K]: dot products of the deltas (weights without a base), per BLOCK."""
+
+
+def get_backend(name: str = "auto", threads: int | None = None) -> Backend:
+    """The backend of that name; "auto" takes the fastest that can run here.
+
+    threads: for backend "cpu", how many; None takes the cores this process may use.
+    """
+    if name in ("auto", "cpu"):
+        from mergekern.backends.cpu import CpuBackend
+
+        return CpuBackend(threads)
+    if name == "reference":
+        from mergekern.backends.reference import ReferenceBackend
+
+        return ReferenceBackend()
+    raise RecipeError(f'backend {name!r} is not one of "auto", "cpu", "reference"')

@@ -1,0 +1,62 @@
+"""What a checkpoint is to the rest of the program: named tensors, readable by ranges of elements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: `offset` is its first byte in `file` ("" and 0 when in memory)."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file: str = ""
+    offset: int = 0
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+class Checkpoint(Protocol):
+    """A model's weights and side files as stored.
+
+    label:        how the user named it; messages use it
+    tensors:      every stored tensor by name, in file order
+    shared:       names of tensors that are the same storage as another one: alias -> first name
+                  (state dicts of tied models; empty for files)
+    config:       config.json, {} when there is none
+    folder:       where the side files lie, None in memory
+    fingerprint:  file name -> sha256 of its header ({} in memory)
+    on_disk:      True when read() copies into the buffer; False when it returns a view of memory
+    """
+
+    label: str
+    tensors: Mapping[str, TensorInfo]
+    shared: Mapping[str, str]
+    config: Mapping[str, Any]
+    folder: Path | None
+    fingerprint: Mapping[str, str]
+    on_disk: bool
+
+    def read(self, name: str, start: int, stop: int, buffer: torch.Tensor | None) -> torch.Tensor:
+        """Elements [start, stop) of a tensor, flat, in its own dtype.
+
+        buffer: uint8, flat, 64-byte aligned and large enough; a positioned read fills its head and
+        the result is a view of it. In-memory checkpoints ignore it and return a view. Thread-safe.
+        Raises CheckpointError naming file and tensor when bytes are missing.
+        """
+
+    def close(self) -> None: ...

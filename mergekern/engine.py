@@ -1,0 +1,1 @@
+"""Runs a plan inside a memory budget: read -> kernel -> write, overlapped."""

@@ -1,0 +1,104 @@
+"""The fused op: a plain description of one elementwise pass, which is all that kernels take.
+
+With base b, experts x_1 … x_K and the element's index i, `task_vector` computes, in the work dtype
+and rounding every product and sum,
+
+    d_k  = x_k - b                                        delta
+    d_k  = 0 unless window_k holds |d_k| at i             trim
+    d_k  = 0 unless coin(seed, name, k, i) < keep_k       drop
+    v_k  = d_k * coef_k                                   value
+    u_k  = d_k * vote_k                                   ballot
+    s    = sum_k u_k            (elect = "mass")
+           sum_k sign(u_k)      (elect = "count")
+    m    = + if s >= 0 else -
+    a_k  = u_k has sign m       (all true when elect = "none")
+    num  = sum_k a_k v_k        (combine = "sum" or "mean")
+           the a_k v_k of largest magnitude, the first on a tie  (combine = "max")
+    den  = sum_k a_k share_k, 1 where that is 0   (combine = "mean"), `divisor` otherwise
+    out  = b + scale * (num / den)
+
+and `linear_combination` computes out = (sum_k coef_k x_k) / divisor, without a base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Rule = Literal["task_vector", "linear_combination"]
+Elect = Literal["none", "mass", "count"]
+Combine = Literal["sum", "mean", "max"]
+
+EVERY_INDEX = 2**63 - 1
+KEEP_ALL = 2**32  # a coin is a number below 2**32
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which magnitudes a trimmed delta keeps: bits(|d|) >= lo, but < hi.
+
+    Magnitudes are compared as the integer bits of their floating-point number (same order). A cut
+    moves up by one ulp behind its last index, which is how exactly k of many equal magnitudes are
+    kept: at element i the cuts are lo + (i > lo_last) and hi + (i > hi_last).
+    """
+
+    lo: int = 0
+    lo_last: int = EVERY_INDEX
+    hi: int = 2**63 - 1
+    hi_last: int = EVERY_INDEX
+
+    @property
+    def open(self) -> bool:
+        """True when nothing is trimmed."""
+        return self == Window()
+
+
+@dataclass(frozen=True)
+class ExpertScalars:
+    """The scalars of one expert. `index` is its place in the recipe: the k of its coin."""
+
+    index: int
+    coef: float
+    vote: float = 1.0
+    share: float = 1.0
+    window: Window = Window()
+    keep_below: int = KEEP_ALL
+
+
+@dataclass(frozen=True)
+class FusedOp:
+    """One fused pass over one tensor. Scalars are rounded to `work` before use."""
+
+    rule: Rule
+    experts: tuple[ExpertScalars, ...]
+    elect: Elect = "none"
+    combine: Combine = "sum"
+    scale: float = 1.0
+    divisor: float = 1.0
+    seed: int = 0
+    name_hash: int = 0
+    work: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A run of consecutive elements of one tensor: base and experts, flat, of any float dtypes."""
+
+    tensor: str
+    offset: int  # index of the first element within its tensor
+    base: torch.Tensor | None
+    experts: tuple[torch.Tensor, ...]
+
+    @property
+    def numel(self) -> int:
+        return self.experts[0].numel()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a fused pass saw that must not pass in silence."""
+
+    non_finite: tuple[int, ...] = ()  # inputs holding NaN or Inf: -1 the base, else place in tile
+    overflow: bool = False  # a finite result that the output dtype cannot hold

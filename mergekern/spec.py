@@ -1,0 +1,56 @@
+"""What a method asks for: its parameters resolved for one tensor, before any number is read.
+
+Statistics (thresholds, sums) turn a spec into a `FusedOp`; see statistics.py. Tuples hold one value
+per expert that takes part in the tensor, in recipe order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mergekern.fused import Combine, Elect, Rule
+
+Rescale = Literal["none", "drop_rate", "l1"]
+Ballot = Literal["weighted", "unweighted"]
+Scope = Literal["tensor", "model"]
+Ties = Literal["index", "keep"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One tensor's merge in the words of the methods; methods/ documents each parameter.
+
+    density and gamma trim by magnitude (keep the `density` fraction below the `gamma` largest);
+    keep is the probability of the random drop's coin. All are 1, 0 and 1 where not asked for.
+    """
+
+    rule: Rule
+    weight: tuple[float, ...]
+    density: tuple[float, ...]
+    gamma: tuple[float, ...]
+    keep: tuple[float, ...]
+    rescale: Rescale = "none"
+    elect: Elect = "none"
+    ballot: Ballot = "weighted"
+    combine: Combine = "sum"
+    normalize: bool = False
+    lambda_: float = 1.0
+    scope: Scope = "tensor"
+    ties: Ties = "index"
+    seed: int = 0
+
+    @property
+    def trims(self) -> bool:
+        return any(density < 1 for density in self.density)
+
+    @property
+    def whole_model(self) -> bool:
+        """True when a number of the whole model is needed before any tensor can be merged."""
+        return self.trims and self.scope == "model"
+
+    @property
+    def whole_tensor(self) -> bool:
+        """True when numbers of the whole tensor are needed before its first element is merged."""
+        l1 = self.rescale == "l1" and (self.trims or any(keep < 1 for keep in self.keep))
+        return l1 or (self.trims and self.scope == "tensor")
