@@ -6,12 +6,18 @@ all; nothing after it looks at the recipe.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 
+from mergekern.checkpoint.layout import Shard
+from mergekern.dtypes import dtype_name
 from mergekern.spec import Spec
 
 
@@ -46,3 +52,103 @@ class Step:
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """Everything the step reads: the base, if any, then the experts."""
+        return self.experts if self.base is None else (self.base, *self.experts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return asdict(self) | {"dtype": dtype_name(self.dtype), "work": dtype_name(self.work)}
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An input tensor that no step reads, and why."""
+
+    model: str
+    tensor: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the output's bytes, and what is worth knowing before the first one.
+
+    method, parameters, seed:  as resolved, defaults included; parameters are plain data
+    models:        labels; checkpoints are always given in this order
+    base:          which of `models` is the base, None for methods without one
+    donor:         which of `models` gives config, tokenizer and the other side files
+    fingerprints:  per model, file name -> sha256 of its header
+    steps:         one per output tensor, in output order
+    shards:        where every output tensor will lie
+    out_dtype:     the dtype to write into config.json, None to leave the donor's
+    aliases:       output name -> the output name whose storage it shares (in memory only)
+    dropped:       the input tensors that no step reads
+    input_bytes:   what one pass over the inputs reads
+    """
+
+    method: str
+    parameters: Mapping[str, Any]
+    seed: int
+    models: tuple[str, ...]
+    base: int | None
+    donor: int
+    fingerprints: tuple[Mapping[str, str], ...]
+    steps: tuple[Step, ...]
+    shards: tuple[Shard, ...]
+    out_dtype: torch.dtype | None
+    aliases: Mapping[str, str]
+    dropped: tuple[Dropped, ...]
+    input_bytes: int
+
+    @property
+    def whole_model(self) -> bool:
+        """True when a number of the whole model is needed before any tensor can be merged."""
+        return any(step.spec is not None and step.spec.whole_model for step in self.steps)
+
+    @property
+    def passes(self) -> int:
+        """How often each merged byte is read; model-wide thresholds rarely need one pass more."""
+        return 3 if self.whole_model else 1
+
+    @property
+    def output_bytes(self) -> int:
+        return sum(shard.size for shard in self.shards)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON: all that decides the output's bytes, and nothing else.
+
+        Model labels are part of it, since fingerprints are of headers, which fine-tunes of one base
+        have in common.
+        """
+        return {
+            "method": self.method,
+            "parameters": dict(self.parameters),
+            "seed": self.seed,
+            "models": list(self.models),
+            "base": self.base,
+            "donor": self.donor,
+            "fingerprints": [dict(files) for files in self.fingerprints],
+            "steps": [step.to_dict() for step in self.steps],
+            "shards": [_shard_dict(shard) for shard in self.shards],
+            "out_dtype": None if self.out_dtype is None else dtype_name(self.out_dtype),
+            "aliases": dict(self.aliases),
+            "dropped": [asdict(dropped) for dropped in self.dropped],
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of to_dict(): two plans with the same digest write the same bytes."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _shard_dict(shard: Shard) -> dict[str, Any]:
+    header = hashlib.sha256(shard.header).hexdigest()
+    return {"file": shard.file, "size": shard.size, "header_sha256": header}
