@@ -1,0 +1,100 @@
+"""Recipes: what the user asked for, from a file, a mapping or a call's arguments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mergekern.dtypes import dtype_name
+from mergekern.errors import RecipeError
+from mergekern.methods import all_methods, get_method
+from mergekern.recipe.resolve import Recipe, resolve
+from mergekern.recipe.schema import ModelEntry, RecipeFile, parse_recipe
+from mergekern.recipe.source import Source, parse_source
+
+__all__ = ["Recipe", "RecipeFile", "Source", "parse_recipe", "parse_source", "read", "resolve"]
+
+
+def read(
+    what: Any,
+    *,
+    models: Sequence[Any] | None = None,
+    base: Any = None,
+    preset: str | None = None,
+    seed: int | None = None,
+    dtype: str | torch.dtype | None = None,
+    out_dtype: str | torch.dtype | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The resolved recipe of a method's name, a recipe file, YAML text, a mapping or a model_dump.
+
+    models and base belong to a method's name; the rest wins over what a recipe says.
+    Raises RecipeError naming the key or parameter and the mend.
+    """
+    if isinstance(what, str) and _is_method(what):
+        file = _from_call(what, models, base)
+    elif models is not None or base is not None:
+        raise RecipeError("models and base go with a method's name; a recipe lists its own")
+    else:
+        file = parse_recipe(*_content(what))
+    changes = {"preset": preset, "dtype": _dtype_text(dtype), "out_dtype": _dtype_text(out_dtype)}
+    wins = {key: value for key, value in changes.items() if value is not None}
+    return resolve(file.model_copy(update=wins), parameters, seed)
+
+
+def _is_method(text: str) -> bool:
+    """True for the name of a method, and for what can only be a misspelt one."""
+    if any(method.name == text for method in all_methods()):
+        return True
+    return not (
+        os.path.exists(text) or "\n" in text or ":" in text or text.endswith((".yml", ".yaml"))
+    )
+
+
+def _from_call(name: str, models: Sequence[Any] | None, base: Any) -> RecipeFile:
+    get_method(name)
+    if isinstance(models, (str, Path)) or models is None:
+        raise RecipeError(f"models is {models!r}; want a list of the models to merge")
+    if not models:
+        raise RecipeError("models is empty; list at least one model to merge")
+    return RecipeFile(
+        merge_method=name,
+        models=tuple(
+            ModelEntry(model=parse_source(model, f"models[{place}]"))
+            for place, model in enumerate(models)
+        ),
+        base_model=None if base is None else parse_source(base, "base"),
+    )
+
+
+def _content(what: Any) -> tuple[Any, str]:
+    """A recipe's plain data, and what messages call its origin."""
+    if hasattr(what, "model_dump"):
+        return what.model_dump(), "recipe"
+    if isinstance(what, Mapping):
+        return what, "recipe"
+    if not isinstance(what, (str, Path)):
+        raise RecipeError(f"recipe is {what!r}; want a method's name, a file or a mapping")
+    if isinstance(what, str) and ("\n" in what or (":" in what and not os.path.exists(what))):
+        return _yaml(what, "recipe"), "recipe"
+    try:
+        return _yaml(Path(what).read_text(encoding="utf-8"), str(what)), str(what)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise RecipeError(f"recipe {what} cannot be read: {reason}") from error
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _dtype_text(dtype: str | torch.dtype | None) -> str | None:
+    return dtype_name(dtype) if isinstance(dtype, torch.dtype) else dtype
