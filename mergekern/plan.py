@@ -91,6 +91,7 @@ class Plan:
     aliases:       output name -> the output name whose storage it shares (in memory only)
     dropped:       the input tensors that no step reads
     input_bytes:   what one pass over the inputs reads
+    notes:         what was asked for and has no effect
     """
 
     method: str
@@ -106,6 +107,7 @@ class Plan:
     aliases: Mapping[str, str]
     dropped: tuple[Dropped, ...]
     input_bytes: int
+    notes: tuple[str, ...] = ()
 
     @property
     def whole_model(self) -> bool:

@@ -1,0 +1,167 @@
+"""Decides one output tensor: which models' tensors fit together, and what its step is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+from mergekern.checkpoint.base import Checkpoint, TensorInfo
+from mergekern.dtypes import DISCRETE, MERGEABLE, dtype_name, work_dtype
+from mergekern.errors import MismatchError, RecipeError
+from mergekern.methods import nearest
+from mergekern.plan import Input, Step
+from mergekern.recipe import Recipe
+from mergekern.spec import Spec
+from mergekern.tied import VOCABULARY
+
+Mismatch = Literal["error", "base", "skip-model"]
+Held = Mapping[int, tuple[str, TensorInfo]]  # model -> its stored name and tensor
+Gone = list[tuple[int, str, str]]  # model, stored name, reason
+
+AS_IS = Spec("linear_combination", (1.0,), (1.0,), (0.0,), (1.0,))
+
+
+class Fitting:
+    """The models of one merge, and the rules by which a tensor's step is decided.
+
+    base:  which model gives deltas or decides shapes, None when no model was named for it
+    donor: the base, or else the first model
+    """
+
+    def __init__(
+        self, recipe: Recipe, checkpoints: Sequence[Checkpoint], mismatch: Mismatch
+    ) -> None:
+        sources = recipe.sources
+        place = {id(source): model for model, source in enumerate(sources)}
+        self.recipe = recipe
+        self.mismatch = mismatch
+        self.deltas = recipe.method.base
+        self.labels = tuple(source.label for source in sources)
+        self.base = None if recipe.base is None else place[id(recipe.base)]
+        self.donor = self.base or 0
+        self.expert_of = {place[id(source)]: k for k, source in enumerate(recipe.experts)}
+        self._check_option()
+        self._check_architectures(checkpoints)
+
+    def _check_option(self) -> None:
+        known = get_args(Mismatch)
+        if self.mismatch not in known:
+            hint = nearest(str(self.mismatch), known)
+            raise RecipeError(f"mismatch is {self.mismatch!r}{hint} (want {', '.join(known)})")
+        if self.mismatch == "base" and self.base is None:
+            raise RecipeError(
+                f"mismatch base needs a base model and {self.recipe.method.name} was given none; "
+                "use skip-model, or name a base_model"
+            )
+
+    def _check_architectures(self, checkpoints: Sequence[Checkpoint]) -> None:
+        like = checkpoints[self.donor].config.get("model_type")
+        for label, checkpoint in zip(self.labels, checkpoints, strict=True):
+            kind = checkpoint.config.get("model_type")
+            if None not in (kind, like) and kind != like:
+                raise MismatchError(
+                    f"model {label} has model_type {kind}, {self.labels[self.donor]} has {like}: "
+                    "only models of one architecture merge"
+                )
+
+    def decide(self, name: str, held: Held) -> tuple[Step | None, Gone]:
+        """The step of one output tensor, None when it is left out, and what it leaves out."""
+        baseless = self.base is not None and self.base not in held
+        if baseless and (self.deltas or self.mismatch == "base"):
+            return None, self._orphan(held)
+        like = self.donor if self.donor in held else min(held)
+        misfits = {
+            model: fault
+            for model in range(len(self.labels))
+            if (fault := self._fault(name, held, model, like))
+        }
+        if misfits and self.mismatch == "error":
+            raise MismatchError(self._complaint(name, held, misfits))
+        fit = {model: held[model] for model in held if model not in misfits}
+        why = "; ".join(f"{self.labels[model]} {fault}" for model, fault in misfits.items())
+        if misfits and self.mismatch == "base":
+            fit = {like: held[like]}
+        gone = [
+            (model, stored, misfits.get(model, f"the base's is taken, because {why}"))
+            for model, (stored, _) in held.items()
+            if model not in fit
+        ]
+        return self._step(name, fit, like, why), gone
+
+    def _orphan(self, held: Held) -> Gone:
+        """A tensor that the base lacks, in a merge that needs it there."""
+        assert self.base is not None
+        base = self.labels[self.base]
+        if self.mismatch == "error":
+            model, (stored, info) = next(iter(held.items()))
+            raise MismatchError(
+                f"tensor {stored}: model {self.labels[model]} has it, {list(info.shape)}, and the "
+                f"base {base} lacks it; --mismatch base or --mismatch skip-model leaves it out"
+            )
+        return [(model, stored, f"the base {base} lacks it") for model, (stored, _) in held.items()]
+
+    def _fault(self, name: str, held: Held, model: int, like: int) -> str:
+        """Why a model's tensor does not fit, "" when it does."""
+        if model not in held:
+            return "lacks it"
+        info, want, other = held[model][1], held[like][1], self.labels[like]
+        if info.shape != want.shape:
+            vocabulary = name in VOCABULARY and info.shape[1:] == want.shape[1:]
+            hint = " (vocabularies of different size)" if vocabulary else ""
+            return f"has shape {list(info.shape)}, {other} has {list(want.shape)}{hint}"
+        if info.dtype != want.dtype and {info.dtype, want.dtype} & set(DISCRETE):
+            return f"has dtype {dtype_name(info.dtype)}, {other} has {dtype_name(want.dtype)}"
+        return ""
+
+    def _complaint(self, name: str, held: Held, misfits: Mapping[int, str]) -> str:
+        model, fault = next(iter(misfits.items()))
+        if model not in held:
+            have, (_, info) = next(iter(held.items()))
+            fault += f", {self.labels[have]} has it with shape {list(info.shape)}"
+        options = "--mismatch skip-model merges the models that fit"
+        if self.base is not None:
+            options = f"--mismatch base takes the base's tensor, {options}"
+        return f"tensor {name}: model {self.labels[model]} {fault}; {options}"
+
+    def _step(self, name: str, fit: Held, like: int, why: str) -> Step:
+        """The step over the models that fit; a base that stands alone is taken as it is."""
+        info = fit[like][1]
+        alone = len(fit) == 1 and (self.deltas or self.mismatch == "base")
+        dtype = self.recipe.out_dtype or self.recipe.dtype or info.dtype
+        keep = dtype == info.dtype or info.dtype not in MERGEABLE
+        if info.dtype in DISCRETE or (alone and keep):
+            note = f"{self.labels[like]} alone: {why}" if alone else "equal in every model"
+            return Step(
+                name=name,
+                action="copy",
+                dtype=info.dtype,
+                shape=info.shape,
+                base=None,
+                experts=tuple(Input(model, stored) for model, (stored, _) in fit.items()),
+                expert_index=tuple(range(len(fit))),
+                note=note,
+            )
+        self._check_mergeable(name, fit)
+        experts = [model for model in fit if alone or not (self.deltas and model == self.base)]
+        places = (0,) if alone else tuple(self.expert_of[model] for model in experts)
+        return Step(
+            name=name,
+            action="merge",
+            dtype=dtype,
+            shape=info.shape,
+            base=Input(like, fit[like][0]) if self.deltas and not alone else None,
+            experts=tuple(Input(model, fit[model][0]) for model in experts),
+            expert_index=places,
+            work=work_dtype([info.dtype for _, info in fit.values()]),
+            spec=AS_IS if alone else self.recipe.spec(name, places),
+            note=f"{self.labels[like]} alone: {why}" if alone else f"but {why}" if why else "",
+        )
+
+    def _check_mergeable(self, name: str, fit: Held) -> None:
+        for model, (_, info) in fit.items():
+            if info.dtype not in MERGEABLE:
+                raise MismatchError(
+                    f"tensor {name}: model {self.labels[model]} has dtype "
+                    f"{dtype_name(info.dtype)}, which does not merge; "
+                    "convert the model to bfloat16 or float32 first"
+                )

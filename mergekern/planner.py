@@ -1,0 +1,100 @@
+"""Builds the plan: every tensor of every model is merged, copied, or left out for a stated reason.
+
+Reads headers and configs only. What does not fit together is an error that names the model, the
+tensor, what was found and the option that decides, unless that option has been given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from mergekern.checkpoint.base import Checkpoint, TensorInfo
+from mergekern.checkpoint.layout import lay_out
+from mergekern.errors import MismatchError
+from mergekern.fitting import Fitting, Gone, Mismatch
+from mergekern.plan import Dropped, Plan, Step
+from mergekern.recipe import Recipe
+from mergekern.tied import match_names
+
+SHARD_BYTES = 5_000_000_000
+
+
+def build_plan(
+    recipe: Recipe,
+    checkpoints: Sequence[Checkpoint],
+    *,
+    mismatch: Mismatch = "error",
+    max_shard_size: int = SHARD_BYTES,
+) -> Plan:
+    """Resolve a recipe against its opened checkpoints, given in the order of recipe.sources.
+
+    mismatch: what to do with a tensor that some models lack, or have in another shape or kind:
+        error       raise MismatchError
+        base        take the base's tensor as it is; leave out what the base lacks
+        skip-model  merge the models whose tensor fits the base's, or without a base the first one's
+    Raises MismatchError, and RecipeError for an option that cannot apply.
+    """
+    fitting = Fitting(recipe, checkpoints, mismatch)
+    names = match_names(checkpoints, fitting.donor)
+    steps: list[Step] = []
+    gone: Gone = list(names.left_out)
+    faults: list[str] = []
+    for name in _output_order(names.stored, fitting.donor):
+        held = {
+            model: (stored[name], checkpoints[model].tensors[stored[name]])
+            for model, stored in enumerate(names.stored)
+            if name in stored
+        }
+        try:
+            step, left_out = fitting.decide(name, held)
+        except MismatchError as fault:
+            faults.append(str(fault))
+            continue
+        gone += left_out
+        steps += [] if step is None else [step]
+    if faults:
+        more = f" ({len(faults) - 1} more tensors do not fit)" if len(faults) > 1 else ""
+        raise MismatchError(faults[0] + more)
+    if not steps:
+        raise MismatchError("nothing is left to merge: no tensor fits the base")
+    steps = _widen(steps, recipe.dtype)
+    return Plan(
+        method=recipe.method.name,
+        parameters=recipe.parameters,
+        seed=recipe.seed,
+        models=fitting.labels,
+        base=fitting.base,
+        donor=fitting.donor,
+        fingerprints=tuple(dict(checkpoint.fingerprint) for checkpoint in checkpoints),
+        steps=tuple(steps),
+        shards=lay_out([TensorInfo(s.name, s.dtype, s.shape) for s in steps], max_shard_size),
+        out_dtype=recipe.out_dtype or recipe.dtype,
+        aliases=names.aliases,
+        dropped=tuple(Dropped(fitting.labels[model], *rest) for model, *rest in gone),
+        input_bytes=_bytes_of(steps, checkpoints),
+        notes=recipe.notes,
+    )
+
+
+def _output_order(stored: Sequence[Mapping[str, str]], donor: int) -> list[str]:
+    """The donor's tensors in the order of its file, then what only others have."""
+    everyone = [stored[donor], *stored]
+    return list(dict.fromkeys(name for names in everyone for name in names))
+
+
+def _widen(steps: list[Step], dtype: torch.dtype | None) -> list[Step]:
+    """Work in fp64 where `dtype` says so, or where magnitudes of the whole model are compared."""
+    whole_model = any(step.spec is not None and step.spec.whole_model for step in steps)
+    widest = any(step.work == torch.float64 for step in steps)
+    if dtype != torch.float64 and not (whole_model and widest):
+        return steps
+    return [replace(step, work=torch.float64) if step.action == "merge" else step for step in steps]
+
+
+def _bytes_of(steps: Sequence[Step], checkpoints: Sequence[Checkpoint]) -> int:
+    return sum(
+        checkpoints[read.model].tensors[read.name].nbytes for step in steps for read in step.inputs
+    )

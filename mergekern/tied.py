@@ -1,0 +1,129 @@
+"""Tensors that are one in the model though they have two names: tied heads and shared storage.
+
+A tied head is stored once, twice or under the embedding's name only, as the tool that saved the
+file saw fit. Here every model is brought to what the donor's config says, so that the merged model
+loads with the head it should have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mergekern.checkpoint.base import Checkpoint
+
+
+@dataclass(frozen=True)
+class Tie:
+    """`copy` repeats `original` in tied models; always: whatever the config says."""
+
+    original: str
+    copy: str
+    always: bool = False
+
+
+TIES = (
+    Tie("model.embed_tokens.weight", "lm_head.weight"),
+    Tie("model.language_model.embed_tokens.weight", "lm_head.weight"),
+    Tie("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"),
+    Tie("model.decoder.embed_tokens.weight", "lm_head.weight"),
+    Tie("transformer.wte.weight", "lm_head.weight"),
+    Tie("transformer.word_embeddings.weight", "lm_head.weight"),
+    Tie("gpt_neox.embed_in.weight", "embed_out.weight"),
+    Tie("gpt_neox.embed_in.weight", "lm_head.weight"),
+    Tie("model.shared.weight", "lm_head.weight"),
+    Tie("model.shared.weight", "model.encoder.embed_tokens.weight", always=True),
+    Tie("model.shared.weight", "model.decoder.embed_tokens.weight", always=True),
+    Tie("shared.weight", "encoder.embed_tokens.weight", always=True),
+    Tie("shared.weight", "decoder.embed_tokens.weight", always=True),
+    Tie("shared.weight", "lm_head.weight"),
+    Tie("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
+    Tie("cls.predictions.bias", "cls.predictions.decoder.bias", always=True),
+    Tie("roberta.embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
+    Tie("lm_head.bias", "lm_head.decoder.bias", always=True),
+)
+
+VOCABULARY = frozenset(name for tie in TIES for name in (tie.original, tie.copy))
+
+
+@dataclass(frozen=True)
+class Names:
+    """Which stored tensor each model gives for an output name.
+
+    stored:   per model, output name -> stored name, in file order
+    aliases:  output name -> the output name whose storage it shares
+    left_out: (model, stored name, reason)
+    """
+
+    stored: tuple[dict[str, str], ...]
+    aliases: Mapping[str, str]
+    left_out: tuple[tuple[int, str, str], ...]
+
+
+def match_names(checkpoints: Sequence[Checkpoint], donor: int) -> Names:
+    """Bring every model's names to those of the donor, as far as ties and aliases go."""
+    stored = tuple(
+        {name: name for name in (*checkpoint.tensors, *checkpoint.shared)}
+        for checkpoint in checkpoints
+    )
+    left_out: list[tuple[int, str, str]] = []
+    aliases = _common_aliases(checkpoints, donor)
+    for names in stored:
+        for alias in aliases:
+            names.pop(alias, None)
+    for model, checkpoint in enumerate(checkpoints):
+        for alias, first in checkpoint.shared.items():
+            if alias in stored[model] and alias not in stored[donor]:
+                del stored[model][alias]
+                left_out.append((model, alias, f"shares its storage with {first}"))
+    for tie in TIES:
+        left_out += _apply(tie, checkpoints, stored, donor)
+    return Names(stored, aliases, tuple(left_out))
+
+
+def _common_aliases(checkpoints: Sequence[Checkpoint], donor: int) -> dict[str, str]:
+    """The donor's aliases that no other model holds as tensors of their own."""
+
+    def one(checkpoint: Checkpoint, alias: str, first: str) -> bool:
+        known = alias in checkpoint.tensors or alias in checkpoint.shared
+        shared = checkpoint.shared
+        return not known or shared.get(alias, alias) == shared.get(first, first)
+
+    return {
+        alias: first
+        for alias, first in checkpoints[donor].shared.items()
+        if all(one(checkpoint, alias, first) for checkpoint in checkpoints)
+    }
+
+
+def _apply(
+    tie: Tie, checkpoints: Sequence[Checkpoint], stored: tuple[dict[str, str], ...], donor: int
+) -> list[tuple[int, str, str]]:
+    donor_tied = tie.original in stored[donor] and _tied(tie, checkpoints[donor])
+    donor_has_copy = tie.copy in stored[donor]
+    left_out = []
+    for model, checkpoint in enumerate(checkpoints):
+        names = stored[model]
+        if tie.original not in names or not _tied(tie, checkpoint):
+            continue
+        if donor_tied and tie.copy in names:
+            del names[tie.copy]
+            left_out.append((model, tie.copy, f"tied to {tie.original}"))
+        elif not donor_tied and donor_has_copy and tie.copy not in names:
+            names[tie.copy] = names[tie.original]
+    return left_out
+
+
+def _tied(tie: Tie, checkpoint: Checkpoint) -> bool:
+    """What the config says; where it is silent, a head that is not stored is a tied one.
+
+    transformers' default differs by class and version, so silence says nothing by itself.
+    """
+    if tie.always:
+        return True
+    config = checkpoint.config
+    text = config.get("text_config")
+    for level in (config, text if isinstance(text, Mapping) else {}):
+        if isinstance(level.get("tie_word_embeddings"), bool):
+            return bool(level["tie_word_embeddings"])
+    return tie.copy not in checkpoint.tensors
