@@ -1,9 +1,9 @@
-"""What a checkpoint is to the rest of the program: named tensors, readable by ranges of elements."""
+"""What a checkpoint is to the rest of the program: named tensors, read by ranges of elements."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +36,7 @@ class Checkpoint(Protocol):
     label:        how the user named it; messages use it
     tensors:      every stored tensor by name, in file order
     shared:       names of tensors that are the same storage as another one: alias -> first name
-                  (state dicts of tied models; empty for files)
+                  (state dicts of tied models, .bin files; empty for safetensors)
     config:       config.json, {} when there is none
     folder:       where the side files lie, None in memory
     fingerprint:  file name -> sha256 of its header ({} in memory)
@@ -55,8 +55,18 @@ class Checkpoint(Protocol):
         """Elements [start, stop) of a tensor, flat, in its own dtype.
 
         buffer: uint8, flat, 64-byte aligned and large enough; a positioned read fills its head and
-        the result is a view of it. In-memory checkpoints ignore it and return a view. Thread-safe.
+        the result is a view of it. Without one, memory is allocated. In-memory checkpoints ignore
+        it and return a view. Thread-safe.
         Raises CheckpointError naming file and tensor when bytes are missing.
         """
 
+    def verify_unchanged(self) -> None:
+        """Raise CheckpointError when a file is not what it was when opened; nothing in memory."""
+
     def close(self) -> None: ...
+
+
+def listing(names: Collection[str], limit: int = 4) -> str:
+    """Names for a message: the first few in order, then how many more there are."""
+    shown = ", ".join(sorted(names)[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -1,0 +1,137 @@
+"""The header of a safetensors file, read and checked as the format demands.
+
+8 bytes    N, little-endian
+N bytes    JSON: {name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {}}
+the rest   data: every byte belongs to exactly one tensor
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mergekern.checkpoint.base import TensorInfo
+from mergekern.checkpoint.files import WeightFile
+from mergekern.checkpoint.jsonfile import parse_object
+from mergekern.dtypes import SAFETENSORS
+from mergekern.errors import CheckpointError
+
+PREFIX = 8  # bytes of N
+MAX_HEADER = 100_000_000  # bytes; the format's own limit
+METADATA = "__metadata__"
+FETCH_AGAIN = "download or copy it again"
+
+
+@dataclass(frozen=True)
+class Header:
+    """tensors: in file order; sha256: of prefix and JSON, which together fix the file's size."""
+
+    tensors: Mapping[str, TensorInfo]
+    sha256: str
+
+
+def read_header(file: WeightFile) -> Header:
+    """Read and check everything but the data. Raises CheckpointError naming file and tensor."""
+    prefix, text = _raw_header(file)
+    found = parse_object(text, f"{file.path}: header")
+    _check_metadata(file, found.pop(METADATA, {}))
+    start = PREFIX + len(text)
+    tensors = [_tensor(file, name, entry, start) for name, entry in found.items()]
+    # An empty tensor lies before the one that begins at the same byte.
+    tensors.sort(key=lambda info: (info.offset, info.nbytes))
+    _check_data(file, tensors, start)
+    digest = hashlib.sha256(prefix + text).hexdigest()
+    return Header({info.name: info for info in tensors}, digest)
+
+
+def _raw_header(file: WeightFile) -> tuple[bytes, bytes]:
+    if file.size < PREFIX:
+        raise CheckpointError(
+            f"{file.path}: holds {file.size} bytes, too few for safetensors; {FETCH_AGAIN}"
+        )
+    prefix = file.read_bytes(0, PREFIX, "header length")
+    if prefix == b"version ":
+        raise CheckpointError(f"{file.path}: is a Git LFS pointer, not weights: run git lfs pull")
+    length = int.from_bytes(prefix, "little")
+    if length > MAX_HEADER:
+        raise CheckpointError(
+            f"{file.path}: claims a header of {length} bytes, more than the {MAX_HEADER} that "
+            f"safetensors allows; it is damaged or of another format"
+        )
+    if PREFIX + length > file.size:
+        raise CheckpointError(
+            f"{file.path}: is cut short: its header needs {PREFIX + length} bytes and the file has "
+            f"{file.size}, {PREFIX + length - file.size} too few; {FETCH_AGAIN}"
+        )
+    text = file.read_bytes(PREFIX, length, "header")
+    if not text.startswith(b"{"):
+        raise CheckpointError(f"{file.path}: header begins with {text[:1]!r}, wanted b'{{'")
+    return prefix, text
+
+
+def _check_metadata(file: WeightFile, metadata: Any) -> None:
+    texts = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    if not texts:
+        raise CheckpointError(f"{file.path}: {METADATA} must map texts to texts")
+
+
+def _tensor(file: WeightFile, name: str, entry: Any, start: int) -> TensorInfo:
+    """One entry of the header as a TensorInfo, its offset counted from the file's first byte."""
+    where = f"{file.path}: tensor {name!r}"
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise CheckpointError(f"{where}: wanted dtype, shape and data_offsets, found {entry!r:.80}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in SAFETENSORS:
+        raise CheckpointError(
+            f"{where}: dtype {dtype!r:.80} is not one of {', '.join(SAFETENSORS)}"
+        )
+    if not _naturals(shape):
+        raise CheckpointError(f"{where}: shape {shape!r:.80} is not a list of sizes")
+    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CheckpointError(f"{where}: data_offsets {offsets!r:.80} is not [begin, end]")
+    if any(0xD800 <= ord(letter) <= 0xDFFF for letter in name):
+        raise CheckpointError(f"{where}: its name is not valid Unicode")
+    itemsize = SAFETENSORS[dtype].itemsize
+    if math.prod(max(size, 1) for size in shape) * itemsize >= 2**63:
+        raise CheckpointError(f"{where}: shape {shape!r:.80} is too large to be true")
+    begin, end = offsets
+    if math.prod(shape) * itemsize != end - begin:
+        raise CheckpointError(
+            f"{where}: {dtype} of shape {shape} takes {math.prod(shape) * itemsize} bytes, "
+            f"but its data_offsets {offsets} hold {end - begin}"
+        )
+    return TensorInfo(name, SAFETENSORS[dtype], tuple(shape), file.name, start + begin)
+
+
+def _naturals(value: Any) -> bool:
+    """A list of integers from 0 up; booleans are integers in Python, but not here."""
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _check_data(file: WeightFile, tensors: list[TensorInfo], start: int) -> None:
+    """Tensors in file order must follow each other without hole or overlap and end the file."""
+    at = start
+    for info in tensors:
+        if info.offset != at:
+            fault = (
+                "overlaps the tensor before it" if info.offset < at else "leaves a hole before it"
+            )
+            raise CheckpointError(
+                f"{file.path}: tensor {info.name!r} {fault}: it begins at byte {info.offset}, "
+                f"wanted {at}"
+            )
+        at += info.nbytes
+    if at > file.size:
+        last = next(info for info in tensors if info.offset + info.nbytes > file.size)
+        raise CheckpointError(
+            f"{file.path}: is cut short: {at - file.size} of {at} bytes are missing, from tensor "
+            f"{last.name!r} on; {FETCH_AGAIN}"
+        )
+    if at < file.size:
+        raise CheckpointError(
+            f"{file.path}: has {file.size - at} bytes behind its last tensor that belong to none; "
+            f"{FETCH_AGAIN}"
+        )

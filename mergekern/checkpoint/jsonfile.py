@@ -1,0 +1,47 @@
+"""JSON as checkpoints hold it: strictly read, and every fault a CheckpointError."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mergekern.errors import CheckpointError
+
+
+def parse_object(data: bytes, what: str, *, strict: bool = True) -> dict[str, Any]:
+    """The JSON object in `data`; `what` names it in messages.
+
+    strict: refuse NaN and Infinity, which JSON does not have though some config.json do.
+    Raises CheckpointError for anything that is not one object without duplicate keys.
+    """
+    constants: Any = {"parse_constant": _refuse_constant} if strict else {}
+    try:
+        found = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, **constants)
+    except (ValueError, RecursionError) as error:  # ValueError covers JSON, UTF-8 and huge numbers
+        raise CheckpointError(f"{what}: is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{what}: holds a {type(found).__name__}, wanted a JSON object")
+    return found
+
+
+def read_object(path: Path, *, strict: bool = True) -> dict[str, Any]:
+    """The JSON object in a file. Raises CheckpointError when it is missing or not one."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    return parse_object(data, str(path), strict=strict)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice!r} is there twice")
+    return found
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not a JSON number")

@@ -1,0 +1,87 @@
+"""Checkpoints in PyTorch's own files, pytorch_model.bin: pickles, read for their tensors alone."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergekern.checkpoint.files import WeightFile
+from mergekern.checkpoint.index import check_index, read_index, shard_names
+from mergekern.checkpoint.memory import MemoryCheckpoint
+from mergekern.errors import CheckpointError
+
+SINGLE = "pytorch_model.bin"
+INDEX = "pytorch_model.bin.index.json"
+ZIP_MAGIC = b"PK\x03\x04"  # torch.save since 1.6; older files are bare pickles
+CONVERT = "load it where it is trusted and save it as safetensors"
+
+
+def open_bin(label: str, folder: Path, kind: str, config: Mapping[str, Any]) -> MemoryCheckpoint:
+    """The checkpoint in SINGLE or by INDEX: tensors mapped from the files, not read before use."""
+    index = folder / INDEX
+    weight_map = read_index(index) if kind == INDEX else {}
+    shards = shard_names(index, weight_map) if kind == INDEX else [SINGLE]
+    files = [WeightFile(folder / shard, shard) for shard in shards]
+    loaded = {file.name: load_entries(file) for file in files}
+    if kind == INDEX:
+        check_index(index, weight_map, loaded)
+    return MemoryCheckpoint(
+        label,
+        {name: value for entries in loaded.values() for name, value in entries.items()},
+        config=config,
+        folder=folder,
+        places={name: shard for shard, entries in loaded.items() for name in entries},
+        fingerprint={file.name: _fingerprint(file, loaded[file.name]) for file in files},
+        files=files,
+    )
+
+
+def load_entries(file: WeightFile) -> dict[str, Any]:
+    """What a .bin file holds, by name: mapped, or read whole if it is of the old kind.
+
+    Raises CheckpointError when it is damaged, or asks to run code as pickles may.
+    """
+    try:
+        loaded = torch.load(file.path, map_location="cpu", weights_only=True, mmap=_is_zip(file))
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{file.path}: {_refusal(str(error))}") from error
+    except Exception as error:  # a damaged pickle can fail in any way
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{file.path}: is damaged or cut short: {reason:.200}") from error
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(
+            f"{file.path}: holds a {type(loaded).__name__}, wanted tensors by name; {CONVERT}"
+        )
+    return dict(loaded)
+
+
+def _is_zip(file: WeightFile) -> bool:
+    length = len(ZIP_MAGIC)
+    return file.size >= length and file.read_bytes(0, length, "first bytes") == ZIP_MAGIC
+
+
+def _refusal(message: str) -> str:
+    wanted = re.search(r"GLOBAL (\S+)", message)
+    if wanted is None:
+        return "is damaged, or no file of PyTorch's at all; download or copy it again"
+    return f"would run code on loading (it asks for {wanted[1]}) and is refused; {CONVERT}"
+
+
+def _fingerprint(file: WeightFile, entries: Mapping[str, Any]) -> str:
+    """sha256 of what the file says of its contents: names, sizes and, in a zip, checksums."""
+    said: list[object] = [file.size]
+    said += [(name, str(value.dtype), tuple(value.shape)) for name, value in entries.items()]
+    if _is_zip(file):
+        try:
+            with zipfile.ZipFile(file.path) as archive:
+                said += [(part.filename, part.file_size, part.CRC) for part in archive.infolist()]
+        except zipfile.BadZipFile as error:
+            raise CheckpointError(f"{file.path}: is damaged: {error}") from error
+    return hashlib.sha256(repr(said).encode()).hexdigest()

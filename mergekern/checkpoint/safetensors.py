@@ -1,0 +1,85 @@
+"""Checkpoints in safetensors files, one or several, read at positions into the caller's buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergekern.checkpoint.base import TensorInfo
+from mergekern.checkpoint.files import WeightFile
+from mergekern.checkpoint.header import read_header
+from mergekern.checkpoint.index import check_index, read_index, shard_names
+from mergekern.errors import CheckpointError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class SafetensorsCheckpoint:
+    """Safetensors files whose tensors together are one model; files by name, tensors by offset.
+
+    Raises CheckpointError when a file is damaged or a tensor is in two of them.
+    """
+
+    on_disk = True
+
+    def __init__(
+        self,
+        label: str,
+        files: Sequence[WeightFile],
+        folder: Path | None,
+        config: Mapping[str, Any],
+    ) -> None:
+        headers = {file.name: read_header(file) for file in files}
+        self.label = label
+        self.folder = folder
+        self.config = config
+        self.shared: Mapping[str, str] = {}
+        self.fingerprint: Mapping[str, str] = {
+            name: header.sha256 for name, header in headers.items()
+        }
+        tensors: dict[str, TensorInfo] = {}
+        for header in headers.values():
+            tensors |= header.tensors
+        self.tensors: Mapping[str, TensorInfo] = tensors
+        self._files = {file.name: file for file in files}
+        if not self.tensors:
+            raise CheckpointError(f"{label}: {', '.join(headers)} holds no tensors")
+
+    def read(self, name: str, start: int, stop: int, buffer: torch.Tensor | None) -> torch.Tensor:
+        """Elements [start, stop), as a view of the buffer's head; see Checkpoint.read."""
+        info = self.tensors[name]
+        assert 0 <= start <= stop <= info.numel
+        offset = info.offset + start * info.dtype.itemsize
+        file = self._files[info.file]
+        return file.read_tensor(offset, stop - start, info.dtype, buffer, f"tensor {name!r}")
+
+    def verify_unchanged(self) -> None:
+        """Raise CheckpointError when a file's size or time of change is not that of its opening."""
+        for file in self._files.values():
+            file.verify_unchanged()
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files.values():
+            file.close()
+
+
+def open_single(
+    label: str, path: Path, folder: Path | None, config: Mapping[str, Any]
+) -> SafetensorsCheckpoint:
+    """A checkpoint in one file."""
+    return SafetensorsCheckpoint(label, [WeightFile(path, path.name)], folder, config)
+
+
+def open_sharded(label: str, folder: Path, config: Mapping[str, Any]) -> SafetensorsCheckpoint:
+    """A checkpoint in several files with an index, which must name exactly what they hold."""
+    index = folder / INDEX
+    weight_map = read_index(index)
+    files = [WeightFile(folder / shard, shard) for shard in shard_names(index, weight_map)]
+    found = {file.name: set(read_header(file).tensors) for file in files}
+    check_index(index, weight_map, found)
+    return SafetensorsCheckpoint(label, files, folder, config)

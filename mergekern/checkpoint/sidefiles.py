@@ -1,0 +1,110 @@
+"""What a model folder holds besides weights: config, tokenizer, templates, processors, code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+
+from mergekern.checkpoint.base import Checkpoint
+from mergekern.checkpoint.config import CONFIG, with_dtype
+from mergekern.checkpoint.files import write_whole
+from mergekern.errors import CheckpointError, OutputError
+
+# Tokenizers, generation and processor configs, chat templates, and the code that auto_map names.
+WANTED = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "*.tiktoken", "*.bpe")
+WANTED_FOLDERS = ("additional_chat_templates",)  # a tokenizer's templates besides the default
+
+# Of other weights, of the training, or about the donor alone.
+UNWANTED = (
+    ".*",
+    "*.index.json",
+    "adapter_*",
+    "trainer_state.json",
+    "training_args*",
+    "*_results.json",
+    "mergekern*",
+    "README*",
+    "LICENSE*",
+    "NOTICE*",
+    "requirements*.txt",
+)
+
+
+@dataclass(frozen=True)
+class SideFiles:
+    """Names, sorted: what was written into the output and what stayed with the donor."""
+
+    copied: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def wanted(name: str) -> bool:
+    """Whether a file of a model folder, named by its path there, belongs into a merged model."""
+    folder, _, file = name.rpartition("/")
+    if folder and folder not in WANTED_FOLDERS:
+        return False
+    return _matches(file, WANTED) and not _matches(file, UNWANTED)
+
+
+def write_side_files(donor: Checkpoint, output: Path, dtype: torch.dtype | None) -> SideFiles:
+    """Copy everything but weights into an existing folder, config.json with the new dtype.
+
+    dtype: of the merged weights; None leaves the fields of config.json as they are. config.json
+    comes last, so that a folder without it is known to be unfinished.
+    Raises OutputError when something cannot be copied.
+    """
+    names = _names(donor.folder) if donor.folder is not None else []
+    copied = [name for name in names if wanted(name) and name != CONFIG]
+    left_out = [name for name in names if not wanted(name)]
+    for name in copied:
+        _copy(donor, name, output / name)
+    if donor.config:
+        config = donor.config if dtype is None else with_dtype(donor.config, dtype)
+        _write(output / CONFIG, _json(donor.label, config))
+        copied.append(CONFIG)
+    return SideFiles(tuple(sorted(copied)), tuple(sorted(left_out)))
+
+
+def _matches(file: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(file, pattern) for pattern in patterns)
+
+
+def _names(folder: Path) -> list[str]:
+    """Files as paths below the folder, and folders of no use to us as "name/"."""
+    names = []
+    for entry in sorted(folder.iterdir()):
+        if not entry.is_dir():
+            names.append(entry.name)
+        elif entry.name in WANTED_FOLDERS:
+            names += [f"{entry.name}/{file.name}" for file in sorted(entry.iterdir())]
+        else:
+            names.append(f"{entry.name}/")
+    return names
+
+
+def _copy(donor: Checkpoint, name: str, target: Path) -> None:
+    assert donor.folder is not None
+    try:
+        data = (donor.folder / name).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{donor.folder / name}: cannot be read: {error.strerror}") from error
+    _write(target, data)
+
+
+def _write(target: Path, data: bytes) -> None:
+    try:
+        target.parent.mkdir(exist_ok=True)
+        write_whole(target, data)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror}") from error
+
+
+def _json(label: str, config: object) -> bytes:
+    try:
+        return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{label}: its config cannot be written as JSON: {error}") from error
