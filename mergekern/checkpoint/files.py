@@ -52,7 +52,7 @@ class WeightFile:
             buffer = torch.empty(count, dtype=torch.uint8)
         assert buffer.dtype == torch.uint8 and buffer.numel() >= count and buffer.is_contiguous()
         head = buffer[:count]
-        self._fill(memoryview(head.numpy()), offset, what)
+        self._fill(head.numpy().data, offset, what)
         return head.view(dtype)
 
     def verify_unchanged(self) -> None:
