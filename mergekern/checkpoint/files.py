@@ -11,6 +11,8 @@ import torch
 
 from mergekern.errors import CheckpointError
 
+LFS_POINTER = b"version https://git-lfs"
+
 
 class WeightFile:
     """One open file: opened once, read at positions, and remembered as it was when opened.
@@ -31,6 +33,8 @@ class WeightFile:
             self._opened = os.fstat(self._fd)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error
+        if os.pread(self._fd, len(LFS_POINTER), 0) == LFS_POINTER:
+            raise CheckpointError(f"{path}: is a Git LFS pointer, not weights: run git lfs pull")
 
     @property
     def size(self) -> int:

@@ -8,7 +8,6 @@ the rest   data: every byte belongs to exactly one tensor
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +52,6 @@ def _raw_header(file: WeightFile) -> tuple[bytes, bytes]:
             f"{file.path}: holds {file.size} bytes, too few for safetensors; {FETCH_AGAIN}"
         )
     prefix = file.read_bytes(0, PREFIX, "header length")
-    if prefix == b"version ":
-        raise CheckpointError(f"{file.path}: is a Git LFS pointer, not weights: run git lfs pull")
     length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER:
         raise CheckpointError(
@@ -94,21 +91,31 @@ def _tensor(file: WeightFile, name: str, entry: Any, start: int) -> TensorInfo:
         raise CheckpointError(f"{where}: data_offsets {offsets!r:.80} is not [begin, end]")
     if any(0xD800 <= ord(letter) <= 0xDFFF for letter in name):
         raise CheckpointError(f"{where}: its name is not valid Unicode")
-    itemsize = SAFETENSORS[dtype].itemsize
-    if math.prod(max(size, 1) for size in shape) * itemsize >= 2**63:
+    if not _addressable(shape):
         raise CheckpointError(f"{where}: shape {shape!r:.80} is too large to be true")
     begin, end = offsets
-    if math.prod(shape) * itemsize != end - begin:
+    info = TensorInfo(name, SAFETENSORS[dtype], tuple(shape), file.name, start + begin)
+    if info.nbytes != end - begin:
         raise CheckpointError(
-            f"{where}: {dtype} of shape {shape} takes {math.prod(shape) * itemsize} bytes, "
-            f"but its data_offsets {offsets} hold {end - begin}"
+            f"{where}: {dtype} of shape {shape} takes {info.nbytes} bytes, but its data_offsets "
+            f"{offsets} hold {end - begin}"
         )
-    return TensorInfo(name, SAFETENSORS[dtype], tuple(shape), file.name, start + begin)
+    return info
 
 
 def _naturals(value: Any) -> bool:
     """A list of integers from 0 up; booleans are integers in Python, but not here."""
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _addressable(shape: list[int]) -> bool:
+    """Whether torch can number the elements; a size of 0 does not make the others harmless."""
+    numel = 1
+    for size in shape:
+        numel *= max(size, 1)
+        if numel >= 2**60:  # leaves room for the bytes of an element
+            return False
+    return True
 
 
 def _check_data(file: WeightFile, tensors: list[TensorInfo], start: int) -> None:

@@ -36,7 +36,8 @@ def open_folder(label: str, folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from error
     kind = weights_kind(names)
     if kind is None:
-        raise CheckpointError(f"{label}: {no_weights(names)}")
+        place = "" if label == str(folder) else f" ({folder})"
+        raise CheckpointError(f"{label}{place}: {no_weights(names)}")
     config = read_config(folder)
     if kind == safetensors.SINGLE:
         return safetensors.open_single(label, folder / kind, folder, config)
@@ -71,14 +72,14 @@ def no_weights(names: Collection[str]) -> str:
 
 
 def _open_file(label: str, path: Path) -> Checkpoint:
-    if path.suffix != ".safetensors":
-        raise CheckpointError(
-            f"{label}: is a file, and of files only .safetensors are read; for other kinds give "
-            f"the folder with config.json"
-        )
     shard = SHARD.fullmatch(path.name)
     if shard is not None and int(shard[2]) > 1:
         raise CheckpointError(f"{label}: is one shard of {int(shard[2])}: give its folder instead")
+    if path.suffix != ".safetensors" and path.name in WEIGHTS:
+        raise CheckpointError(f"{label}: is a file of a model folder: give the folder instead")
+    beside = [file.name for file in path.parent.glob("adapter_config.json")]
+    if path.suffix != ".safetensors" or (beside and path.name not in WEIGHTS):
+        raise CheckpointError(f"{label}: {no_weights([path.name, *beside])}")
     # Side files are taken from beside the file only where they are plainly a model's.
     folder = path.parent if (path.parent / CONFIG).exists() else None
     config = read_config(folder) if folder is not None else {}

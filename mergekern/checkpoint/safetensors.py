@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from mergekern.checkpoint.base import TensorInfo
+from mergekern.checkpoint.base import TensorInfo, listing
 from mergekern.checkpoint.files import WeightFile
-from mergekern.checkpoint.header import read_header
+from mergekern.checkpoint.header import Header, read_header
 from mergekern.checkpoint.index import check_index, read_index, shard_names
 from mergekern.errors import CheckpointError
 
@@ -19,9 +19,9 @@ INDEX = "model.safetensors.index.json"
 
 
 class SafetensorsCheckpoint:
-    """Safetensors files whose tensors together are one model; files by name, tensors by offset.
+    """Safetensors files whose tensors together are one model.
 
-    Raises CheckpointError when a file is damaged or a tensor is in two of them.
+    tensors: in the order of `files`, and by offset within each. headers: of each file, by its name.
     """
 
     on_disk = True
@@ -30,10 +30,10 @@ class SafetensorsCheckpoint:
         self,
         label: str,
         files: Sequence[WeightFile],
+        headers: Mapping[str, Header],
         folder: Path | None,
         config: Mapping[str, Any],
     ) -> None:
-        headers = {file.name: read_header(file) for file in files}
         self.label = label
         self.folder = folder
         self.config = config
@@ -46,8 +46,8 @@ class SafetensorsCheckpoint:
             tensors |= header.tensors
         self.tensors: Mapping[str, TensorInfo] = tensors
         self._files = {file.name: file for file in files}
-        if not self.tensors:
-            raise CheckpointError(f"{label}: {', '.join(headers)} holds no tensors")
+        if not tensors:
+            raise CheckpointError(f"{label}: {listing(headers)} holds no tensors")
 
     def read(self, name: str, start: int, stop: int, buffer: torch.Tensor | None) -> torch.Tensor:
         """Elements [start, stop), as a view of the buffer's head; see Checkpoint.read."""
@@ -72,7 +72,8 @@ def open_single(
     label: str, path: Path, folder: Path | None, config: Mapping[str, Any]
 ) -> SafetensorsCheckpoint:
     """A checkpoint in one file."""
-    return SafetensorsCheckpoint(label, [WeightFile(path, path.name)], folder, config)
+    file = WeightFile(path, path.name)
+    return SafetensorsCheckpoint(label, [file], {file.name: read_header(file)}, folder, config)
 
 
 def open_sharded(label: str, folder: Path, config: Mapping[str, Any]) -> SafetensorsCheckpoint:
@@ -80,6 +81,6 @@ def open_sharded(label: str, folder: Path, config: Mapping[str, Any]) -> Safeten
     index = folder / INDEX
     weight_map = read_index(index)
     files = [WeightFile(folder / shard, shard) for shard in shard_names(index, weight_map)]
-    found = {file.name: set(read_header(file).tensors) for file in files}
-    check_index(index, weight_map, found)
-    return SafetensorsCheckpoint(label, files, folder, config)
+    headers = {file.name: read_header(file) for file in files}
+    check_index(index, weight_map, {name: headers[name].tensors for name in headers})
+    return SafetensorsCheckpoint(label, files, headers, folder, config)

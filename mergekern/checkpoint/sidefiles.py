@@ -15,7 +15,7 @@ from mergekern.checkpoint.files import write_whole
 from mergekern.errors import CheckpointError, OutputError
 
 # Tokenizers, generation and processor configs, chat templates, and the code that auto_map names.
-WANTED = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "*.tiktoken", "*.bpe")
+WANTED = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "*.tiktoken", "*.bpe", "*.spm")
 WANTED_FOLDERS = ("additional_chat_templates",)  # a tokenizer's templates besides the default
 
 # Of other weights, of the training, or about the donor alone.
@@ -27,9 +27,10 @@ UNWANTED = (
     "training_args*",
     "*_results.json",
     "mergekern*",
-    "README*",
-    "LICENSE*",
-    "NOTICE*",
+    "zero_to_fp32.py",
+    "readme*",
+    "license*",
+    "notice*",
     "requirements*.txt",
 )
 
@@ -70,7 +71,7 @@ def write_side_files(donor: Checkpoint, output: Path, dtype: torch.dtype | None)
 
 
 def _matches(file: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch(file, pattern) for pattern in patterns)
+    return any(fnmatch(file.lower(), pattern) for pattern in patterns)
 
 
 def _names(folder: Path) -> list[str]:
@@ -80,7 +81,7 @@ def _names(folder: Path) -> list[str]:
         if not entry.is_dir():
             names.append(entry.name)
         elif entry.name in WANTED_FOLDERS:
-            names += [f"{entry.name}/{file.name}" for file in sorted(entry.iterdir())]
+            names += [f"{entry.name}/{file.name}" for file in sorted(entry.glob("*.*"))]
         else:
             names.append(f"{entry.name}/")
     return names
