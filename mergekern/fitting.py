@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
+from mergekern.checkpoint import check_mergeable_config
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.dtypes import DISCRETE, MERGEABLE, dtype_name, work_dtype
 from mergekern.errors import MismatchError, RecipeError
@@ -57,6 +58,7 @@ class Fitting:
     def _check_architectures(self, checkpoints: Sequence[Checkpoint]) -> None:
         like = checkpoints[self.donor].config.get("model_type")
         for label, checkpoint in zip(self.labels, checkpoints, strict=True):
+            check_mergeable_config(checkpoint.config, label)
             kind = checkpoint.config.get("model_type")
             if None not in (kind, like) and kind != like:
                 raise MismatchError(

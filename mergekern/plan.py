@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import torch
 
 from mergekern.checkpoint.layout import Shard
 from mergekern.dtypes import dtype_name
+from mergekern.report import plan_text
 from mergekern.spec import Spec
 
 
@@ -92,6 +93,7 @@ class Plan:
     dropped:       the input tensors that no step reads
     input_bytes:   what one pass over the inputs reads
     notes:         what was asked for and has no effect
+    memory:        the engine's estimate, where one was made; str() of it is shown
     """
 
     method: str
@@ -108,6 +110,10 @@ class Plan:
     dropped: tuple[Dropped, ...]
     input_bytes: int
     notes: tuple[str, ...] = ()
+    memory: Any = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        return plan_text(self)
 
     @property
     def whole_model(self) -> bool:

@@ -1,0 +1,115 @@
+"""What a merged model says of itself: the model card, and a lock file of what it was made from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from typing import Any
+
+import torch
+import yaml
+
+from mergekern.plan import Plan
+from mergekern.recipe import Recipe, Source
+from mergekern.report import group_dropped, group_steps, per_model, show
+from mergekern.version import __version__
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+CARD = "README.md"
+LOCK = "mergekern.lock.json"
+
+
+def model_card(recipe: Recipe, plan: Plan) -> str:
+    """README.md of the merged model: front matter, method, recipe, models, what was left out."""
+    method = recipe.method
+    parts = [
+        f"---\n{_yaml(_front_matter(recipe))}---",
+        f"# Merged with {method.name}",
+        f"A merge of {len(recipe.experts)} models by mergekern {__version__}: {method.title} "
+        f"({_paper(method.paper)}).",
+        "## Models",
+        _models_table(recipe),
+        "## Recipe",
+        f"```yaml\n{_yaml(recipe.to_dict())}```",
+    ]
+    if "seed" in plan.parameters:
+        parts.append(f"Random numbers come from seed {plan.seed}.")
+    for title, lines in (
+        ("Copied, or merged from fewer models", group_steps(plan.steps)),
+        ("Left out", group_dropped(plan.dropped)),
+        ("Without effect", list(plan.notes)),
+    ):
+        if lines:
+            parts += [f"## {title}", "\n".join(f"- {line}" for line in lines)]
+    return _without_paths("\n\n".join(parts) + "\n", recipe)
+
+
+def lock(recipe: Recipe, plan: Plan, mismatch: str) -> dict[str, Any]:
+    """mergekern.lock.json: what the bytes of the merge were made from, to make them again."""
+    merged = sum(step.action == "merge" for step in plan.steps)
+    return {
+        "plan": plan.digest,
+        "recipe": recipe.to_dict(),
+        "mismatch": mismatch,
+        "seed": plan.seed,
+        "models": [
+            {"model": source.label, "revision": source.revision, "headers": dict(files)}
+            for source, files in zip(recipe.sources, plan.fingerprints, strict=True)
+        ],
+        "tensors": {
+            "merged": merged,
+            "copied": len(plan.steps) - merged,
+            "left_out": len(plan.dropped),
+        },
+        "versions": {
+            "mergekern": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _front_matter(recipe: Recipe) -> dict[str, Any]:
+    ids = [hub_id for source in recipe.sources if (hub_id := _hub_id(source))]
+    head: dict[str, Any] = {"base_model": ids} if ids else {}
+    return head | {"library_name": "transformers", "tags": ["mergekern", "merge"]}
+
+
+def _hub_id(source: Source) -> str | None:
+    """The id of a model on the Hub; None for what only this machine knows."""
+    if source.in_memory or os.path.exists(os.path.expanduser(source.where)):
+        return None
+    return source.where if HUB_ID.fullmatch(source.where) else None
+
+
+def _models_table(recipe: Recipe) -> str:
+    values = per_model(recipe.parameters)
+    rows = [["model", *values], ["---"] * (1 + len(values))]
+    if recipe.base is not None and recipe.method.base:
+        rows.append([f"{_name(recipe.base)} (base)", *[""] * len(values)])
+    for place, source in enumerate(recipe.experts):
+        rows.append([_name(source), *(show(each[place]) for each in values.values())])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _name(source: Source) -> str:
+    known = _hub_id(source)
+    return f"[{source.label}](https://huggingface.co/{known})" if known else source.label
+
+
+def _paper(reference: str) -> str:
+    number = reference.removeprefix("arXiv:")
+    return f"[{reference}](https://arxiv.org/abs/{number})" if number != reference else reference
+
+
+def _without_paths(text: str, recipe: Recipe) -> str:
+    """Cards are published: a folder's name says as much as its path on one machine."""
+    labels = [source.label for source in recipe.sources if os.path.isabs(source.label)]
+    for label in sorted(labels, key=len, reverse=True):
+        text = text.replace(label, os.path.basename(label.rstrip("/")) or label)
+    return text
+
+
+def _yaml(content: dict[str, Any]) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,226 @@
+"""The command line: mergekern merge | plan | methods | demo."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mergekern import api
+from mergekern.errors import MergeError, RecipeError
+from mergekern.methods import Method, get_method
+from mergekern.progress import choose_progress
+from mergekern.report import show
+from mergekern.version import __version__
+
+app = typer.Typer(
+    help="Merges fine-tuned LLM checkpoints, streaming, in bounded memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+What = Annotated[str, typer.Argument(help="A recipe file, or a method's name.")]
+Output = Annotated[Path, typer.Argument(help="The folder to write.")]
+Models = Annotated[
+    list[str] | None, typer.Option("--model", "-m", help="A model to merge; once for each.")
+]
+Base = Annotated[str | None, typer.Option(help="The model they were fine-tuned from.")]
+Params = Annotated[
+    list[str] | None,
+    typer.Option("--param", "-p", help="name=value, or name=v1,v2 with one value per model."),
+]
+PresetName = Annotated[str | None, typer.Option(help="A named bundle of parameters.")]
+Memory = Annotated[str | None, typer.Option(help="Bound on buffers, like 8GiB.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Default: the cores it may use.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Of methods that draw random numbers.")]
+Device = Annotated[str, typer.Option(help="auto or cpu.")]
+BackendName = Annotated[str, typer.Option("--backend", help="auto, cpu or reference.")]
+MismatchRule = Annotated[
+    str, typer.Option("--mismatch", help="Tensors that do not fit: error, base or skip-model.")
+]
+Dtype = Annotated[str | None, typer.Option(help="Of the output, like bfloat16; default: base's.")]
+OutDtype = Annotated[str | None, typer.Option(help="Of the output; wins over --dtype.")]
+ShardSize = Annotated[str, typer.Option(help="Largest output file.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command("merge")
+def merge_command(
+    context: typer.Context,
+    recipe_or_method: What,
+    output: Output,
+    model: Models = None,
+    base: Base = None,
+    param: Params = None,
+    preset: PresetName = None,
+    max_memory: Memory = None,
+    threads: Threads = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    backend: BackendName = "auto",
+    mismatch: MismatchRule = "error",
+    dtype: Dtype = None,
+    out_dtype: OutDtype = None,
+    max_shard_size: ShardSize = "5GB",
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Merge models into a folder that transformers loads."""
+    with _one_line_errors(debug):
+        if dry_run:
+            running = ("threads", "device", "backend")
+            typer.echo(str(api.plan(**_arguments(context, without=running))))
+            return
+        report = api.merge(**_arguments(context), progress=choose_progress(quiet))
+        if not quiet:
+            typer.echo(str(report))
+
+
+@app.command("plan")
+def plan_command(
+    context: typer.Context,
+    recipe_or_method: What,
+    model: Models = None,
+    base: Base = None,
+    param: Params = None,
+    preset: PresetName = None,
+    max_memory: Memory = None,
+    seed: Seed = None,
+    mismatch: MismatchRule = "error",
+    dtype: Dtype = None,
+    out_dtype: OutDtype = None,
+    max_shard_size: ShardSize = "5GB",
+    debug: Debug = False,
+) -> None:
+    """Show what a merge would read, write, hold in memory and leave out."""
+    with _one_line_errors(debug):
+        typer.echo(str(api.plan(**_arguments(context))))
+
+
+@app.command("methods")
+def methods_command(
+    name: Annotated[str | None, typer.Argument(help="One method, in detail.")] = None,
+    debug: Debug = False,
+) -> None:
+    """List the methods, or tell all about one."""
+    with _one_line_errors(debug):
+        console = Console()
+        if name is None:
+            console.print(_methods_table())
+        else:
+            _tell(console, get_method(name))
+
+
+@app.command("demo")
+def demo_command(
+    output: Annotated[Path | None, typer.Option(help="Where results go.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where trained models are kept.")] = None,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Make small real experts, merge them by every method, evaluate the merges."""
+    with _one_line_errors(debug):
+        from mergekern.demo import run_demo
+
+        given = {"output": output, "cache": cache, "threads": threads}
+        run_demo(**{key: value for key, value in given.items() if value is not None})
+
+
+def _arguments(context: typer.Context, without: Sequence[str] = ()) -> dict[str, Any]:
+    """The command line's options as the arguments of merge() and plan()."""
+    own = {"model", "param", "dry_run", "quiet", "debug", *without}
+    options = {name: value for name, value in context.params.items() if name not in own}
+    return {
+        **options,
+        "models": context.params["model"],
+        **_parameters(context.params["param"]),
+    }
+
+
+def _parameters(given: list[str] | None) -> dict[str, Any]:
+    """name=value pairs; commas make a list, one value per model."""
+    parameters: dict[str, Any] = {}
+    for pair in given or []:
+        name, equals, value = pair.partition("=")
+        if not equals or not name or not value:
+            raise RecipeError(f"--param {pair!r}; want name=value, like density=0.2")
+        if name in parameters:
+            raise RecipeError(f"--param {name} is given twice")
+        if name in inspect.signature(api.merge).parameters:
+            raise RecipeError(f"{name} is an option of its own: --{name.replace('_', '-')}")
+        parameters[name] = value.split(",") if "," in value else value
+    return parameters
+
+
+def _methods_table() -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("method", "what it does", "parameters", "presets", "paper"):
+        table.add_column(title, overflow="fold")
+    for method in api.methods():
+        parameters = " ".join(parameter.name for parameter in method.parameters)
+        presets = " ".join(method.presets)
+        table.add_row(method.name, method.title, parameters, presets, method.paper)
+    return table
+
+
+def _tell(console: Console, method: Method) -> None:
+    needs = "needs a base model" if method.base else "without a base model"
+    typer.echo(f"{method.name}: {method.title} ({method.paper}), {needs}\n\n{method.doc}\n")
+    table = Table(box=None, pad_edge=False)
+    for title in ("parameter", "default", "meaning"):
+        table.add_column(title, overflow="fold")
+    for parameter in method.parameters:
+        meaning = parameter.doc.text + (", per model" if parameter.per_model else "")
+        limits = parameter.doc.interval or " | ".join(parameter.choices)
+        cells = (parameter.name, parameter.default_text, f"{meaning}  {limits}")
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+    for name, preset in method.presets.items():
+        values = " ".join(f"{key}={show(value)}" for key, value in preset.parameters.items())
+        typer.echo(f"\npreset {name}: {values}\n{preset.doc}")
+
+
+@contextmanager
+def _one_line_errors(debug: bool) -> Iterator[None]:
+    """Turn errors into one line on standard error and an exit code; the trace only on demand."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except KeyboardInterrupt:
+        typer.echo("interrupted: the same command again goes on from here", err=True)
+        raise typer.Exit(130) from None
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        text = " ".join(str(error).split())
+        if not isinstance(error, MergeError):
+            text = f"unexpected {type(error).__name__}: {text} (--debug shows where)"
+        typer.echo(f"error: {text}", err=True)
+        raise typer.Exit(1) from None
+
+
+def main() -> None:
+    """The `mergekern` command."""
+    app()

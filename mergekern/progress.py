@@ -1,0 +1,104 @@
+"""How a long merge shows that it is alive: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as RichProgress
+
+from mergekern.sizes import format_size
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress(Protocol):
+    """What the engine tells: bytes moved and tensors finished, in which phase."""
+
+    def start(self, total_bytes: int, tensors: int) -> None: ...
+
+    def advance(self, nbytes: int, tensors: int, phase: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def start(self, total_bytes: int, tensors: int) -> None: ...
+
+    def advance(self, nbytes: int, tensors: int, phase: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Lines:
+    """A plain line every few seconds, and one at the end; for logs."""
+
+    def __init__(self, stream: TextIO, every: float = SECONDS_BETWEEN_LINES) -> None:
+        self._stream = stream
+        self._every = every
+
+    def start(self, total_bytes: int, tensors: int) -> None:
+        self._total, self._tensors = total_bytes, tensors
+        self._bytes = self._done = 0
+        self._phase = ""
+        self._began = self._last = time.monotonic()
+
+    def advance(self, nbytes: int, tensors: int, phase: str) -> None:
+        self._bytes += nbytes
+        self._done += tensors
+        self._phase = phase
+        if time.monotonic() - self._last >= self._every:
+            self._write()
+
+    def stop(self) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        self._last = time.monotonic()
+        seconds = max(self._last - self._began, 1e-9)
+        rate = self._bytes / seconds
+        left = (self._total - self._bytes) / rate if rate else 0.0
+        self._stream.write(
+            f"{self._phase or 'merge'}: {self._done}/{self._tensors} tensors, "
+            f"{format_size(self._bytes)} of {format_size(self._total)}, "
+            f"{rate / 1e9:.2f} GB/s, {max(left, 0):.0f} s left\n"
+        )
+        self._stream.flush()
+
+
+class Bar:
+    """A live bar on a terminal: tensors, GB/s, time left."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[done]}/{task.fields[tensors]} tensors"),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+
+    def start(self, total_bytes: int, tensors: int) -> None:
+        self._done = 0
+        self._bar.start()
+        self._task: TaskID = self._bar.add_task("merge", total=total_bytes, done=0, tensors=tensors)
+
+    def advance(self, nbytes: int, tensors: int, phase: str) -> None:
+        self._done += tensors
+        self._bar.update(self._task, advance=nbytes, description=phase, done=self._done)
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+def choose_progress(quiet: bool = False) -> Progress:
+    """A bar when standard error is a terminal, plain lines when not, nothing when quiet."""
+    if quiet:
+        return Silent()
+    return Bar(Console(stderr=True)) if sys.stderr.isatty() else Lines(sys.stderr)

@@ -1,0 +1,97 @@
+"""Plans and results as text that a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mergekern.dtypes import dtype_name
+from mergekern.sizes import format_size
+
+if TYPE_CHECKING:  # plans print themselves with this module
+    from mergekern.plan import Dropped, Plan, Step
+
+SHOWN = 3  # names of a group before "and N more"
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan as a table: models, parameters, steps, what is left out, bytes, memory, passes."""
+    rows = [("method", f"{plan.method}  {_parameters(plan)}".rstrip()), *_models(plan)]
+    merged = sum(step.action == "merge" for step in plan.steps)
+    copied = len(plan.steps) - merged
+    dtypes = ", ".join(sorted({dtype_name(step.dtype) for step in plan.steps}))
+    files = "1 file" if len(plan.shards) == 1 else f"{len(plan.shards)} files"
+    passes = "1 pass" if plan.passes == 1 else f"{plan.passes} passes"
+    rows += [
+        ("tensors", f"{merged} merged, {copied} copied, {len(plan.dropped)} left out"),
+        ("reads", f"{format_size(plan.input_bytes)} in {passes}"),
+        ("writes", f"{format_size(plan.output_bytes)} of {dtypes} in {files}"),
+    ]
+    if plan.memory is not None:
+        rows.append(("memory", str(plan.memory)))
+    rows += [("shares", f"{alias} with {first}") for alias, first in plan.aliases.items()]
+    rows += [("copied", line) for line in group_steps(plan.steps)]
+    rows += [("left out", line) for line in group_dropped(plan.dropped)]
+    rows += [("note", note) for note in plan.notes]
+    return "\n".join(_align(rows))
+
+
+def group_steps(steps: Iterable[Step]) -> list[str]:
+    """Steps with a note, those with the same one in one line."""
+    groups: dict[str, list[str]] = {}
+    for step in steps:
+        if step.note:
+            groups.setdefault(step.note, []).append(step.name)
+    return [f"{_some(names)}: {note}" for note, names in groups.items()]
+
+
+def group_dropped(dropped: Iterable[Dropped]) -> list[str]:
+    """What is left out, by model and reason."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for gone in dropped:
+        groups.setdefault((gone.model, gone.reason), []).append(gone.tensor)
+    return [f"{_some(names)} of {model}: {reason}" for (model, reason), names in groups.items()]
+
+
+def per_model(parameters: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """The parameters that have one value per expert."""
+    return {name: value for name, value in parameters.items() if isinstance(value, tuple)}
+
+
+def _parameters(plan: Plan) -> str:
+    shared = {k: v for k, v in plan.parameters.items() if not isinstance(v, tuple)}
+    return "  ".join(f"{name}={show(value)}" for name, value in shared.items())
+
+
+def _models(plan: Plan) -> list[tuple[str, str]]:
+    values = per_model(plan.parameters)
+    experts = list(plan.models)
+    rows = []
+    if plan.base is not None and any(len(each) < len(experts) for each in values.values()):
+        rows.append(("base", experts.pop(plan.base)))
+    for place, label in enumerate(experts):
+        settings = "  ".join(f"{name}={show(each[place])}" for name, each in values.items())
+        rows.append(("model", f"{label}  {settings}".rstrip()))
+    return rows
+
+
+def show(value: Any) -> str:
+    """A parameter's value as recipes write it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _align(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Two columns; a word that repeats the one above it is left blank."""
+    width = max(len(word) for word, _ in rows)
+    lines, above = [], ""
+    for word, text in rows:
+        lines.append(f"{'' if word == above else word:<{width}}  {text}")
+        above = word
+    return lines
