@@ -1,0 +1,211 @@
+// The only file that knows Python: plain structs and raw addresses in, the GIL released, no torch.
+// Callers have checked dtypes, lengths and lifetimes (mergekern/backends/cpu.py).
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/loops.h"
+#include "cpu/pool.h"
+#include "philox.h"
+
+namespace py = pybind11;
+using namespace mergekern;
+
+namespace {
+
+struct How {
+  std::string isa;
+  int threads;
+  bool wide;
+};
+
+// Experts and their tile; the tile points into the vector.
+struct Inputs {
+  std::vector<Expert> experts;
+  Tile tile;
+
+  Inputs(uintptr_t base, DType base_dtype, std::vector<Expert> list, int64_t offset, int64_t numel)
+      : experts(std::move(list)),
+        tile{reinterpret_cast<const void*>(base), base_dtype, experts.data(),
+             static_cast<int32_t>(experts.size()), offset, numel} {}
+  Inputs(const Inputs&) = delete;
+
+  int64_t chunks() const { return (tile.numel + kChunk - 1) / kChunk; }
+  int64_t end(int64_t piece) const {
+    return piece + 1 == chunks() ? tile.numel : (piece + 1) * kChunk;
+  }
+};
+
+py::tuple fuse(const How& how, const FusedOp& op, const Inputs& inputs, uintptr_t out,
+               DType out_dtype) {
+  const Loops& table = loops(how.isa.c_str());
+  const size_t models = inputs.experts.size() + 1;
+  std::vector<uint8_t> bad(models * how.threads, 0);
+  std::vector<Findings> found(how.threads, Findings{nullptr, false});
+  for (int i = 0; i < how.threads; ++i) found[i].non_finite = &bad[i * models];
+  {
+    py::gil_scoped_release release;
+    parallel_for(how.threads, inputs.chunks(), [&](int thread, int64_t piece) {
+      table.fuse(op, inputs.tile, how.wide, piece * kChunk, inputs.end(piece),
+                 reinterpret_cast<void*>(out), out_dtype, &found[thread]);
+    });
+  }
+  std::vector<int> non_finite;
+  bool overflow = false;
+  for (size_t model = 0; model < models; ++model) {
+    bool any = false;
+    for (int i = 0; i < how.threads; ++i) any |= bad[i * models + model] != 0;
+    if (any) non_finite.push_back(static_cast<int>(model) - 1);
+  }
+  for (const Findings& f : found) overflow |= f.overflow;
+  return py::make_tuple(non_finite, overflow);
+}
+
+// Histograms are summed over threads into int64 at `histograms[q]`, counts per chunk at chunks[q];
+// returns the counts above each bracket.
+std::vector<int64_t> count(const How& how, const Inputs& inputs, const std::vector<Bracket>& brackets,
+                           const std::vector<uintptr_t>& histograms,
+                           const std::vector<uintptr_t>& chunks) {
+  const Loops& table = loops(how.isa.c_str());
+  const size_t n = brackets.size();
+  std::vector<int64_t> above(n, 0);
+  py::gil_scoped_release release;
+  std::vector<std::vector<uint32_t>> bins(n * how.threads);
+  std::vector<Counter> counters(n * how.threads);
+  for (int thread = 0; thread < how.threads; ++thread) {
+    for (size_t q = 0; q < n; ++q) {
+      auto& mine = bins[thread * n + q];
+      mine.resize(brackets[q].bins, 0);
+      counters[thread * n + q] = Counter{0, mine.data(), reinterpret_cast<int64_t*>(chunks[q])};
+    }
+  }
+  parallel_for(how.threads, inputs.chunks(), [&](int thread, int64_t piece) {
+    table.count(inputs.tile, how.wide, piece * kChunk, inputs.end(piece), brackets.data(),
+                static_cast<int>(n), &counters[thread * n]);
+  });
+  for (int thread = 0; thread < how.threads; ++thread) {
+    for (size_t q = 0; q < n; ++q) {
+      const Counter& counter = counters[thread * n + q];
+      int64_t* total = reinterpret_cast<int64_t*>(histograms[q]);
+      above[q] += counter.above;
+      for (uint64_t bin = 0; bin < brackets[q].bins; ++bin) total[bin] += counter.histogram[bin];
+    }
+  }
+  return above;
+}
+
+void masked_sums(const How& how, const FusedOp& op, const Inputs& inputs, uintptr_t out) {
+  const Loops& table = loops(how.isa.c_str());
+  py::gil_scoped_release release;
+  parallel_for(how.threads, inputs.chunks(), [&](int, int64_t piece) {
+    table.masked_sums(op, inputs.tile, how.wide, piece * kChunk, inputs.end(piece),
+                      reinterpret_cast<double*>(out));
+  });
+}
+
+void gram(const How& how, const Inputs& inputs, uintptr_t out) {
+  const Loops& table = loops(how.isa.c_str());
+  py::gil_scoped_release release;
+  parallel_for(how.threads, inputs.chunks(), [&](int, int64_t piece) {
+    table.gram(inputs.tile, how.wide, piece * kChunk, inputs.end(piece),
+               reinterpret_cast<double*>(out));
+  });
+}
+
+void magnitudes(const How& how, const Inputs& inputs, int expert, uintptr_t out) {
+  const Loops& table = loops(how.isa.c_str());
+  py::gil_scoped_release release;
+  parallel_for(how.threads, inputs.chunks(), [&](int, int64_t piece) {
+    table.magnitudes(inputs.tile, how.wide, piece * kChunk, inputs.end(piece), expert,
+                     reinterpret_cast<int64_t*>(out));
+  });
+}
+
+std::vector<std::string> names_of_instruction_sets() {
+  const char* names[8];
+  const int n = instruction_sets(names);
+  return std::vector<std::string>(names, names + n);
+}
+
+Expert make_expert(uintptr_t data, DType dtype, uint32_t index, double coef, double vote,
+                   double share, std::tuple<uint64_t, int64_t, uint64_t, int64_t> window,
+                   uint64_t keep_below) {
+  const auto [lo, lo_last, hi, hi_last] = window;
+  Expert e{};
+  e.data = reinterpret_cast<const void*>(data);
+  e.dtype = dtype;
+  e.index = index;
+  e.coef = coef;
+  e.vote = vote;
+  e.share = share;
+  e.window = Window{lo, hi, lo_last, hi_last};
+  e.trim = lo != 0 || lo_last != INT64_MAX || hi < INT64_MAX || hi_last != INT64_MAX;
+  e.drop = keep_below <= UINT32_MAX;
+  e.keep_below = static_cast<uint32_t>(keep_below);
+  return e;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The compiled kernels; mergekern.backends.cpu is their face.";
+  m.attr("BLOCK") = kBlock;
+  m.attr("CHUNK") = kChunk;
+  py::enum_<DType>(m, "DType")
+      .value("f64", DType::f64)
+      .value("f32", DType::f32)
+      .value("f16", DType::f16)
+      .value("bf16", DType::bf16);
+  py::enum_<Rule>(m, "Rule")
+      .value("task_vector", Rule::task_vector)
+      .value("linear_combination", Rule::linear_combination);
+  py::enum_<Elect>(m, "Elect")
+      .value("none", Elect::none)
+      .value("mass", Elect::mass)
+      .value("count", Elect::count);
+  py::enum_<Combine>(m, "Combine")
+      .value("sum", Combine::sum)
+      .value("mean", Combine::mean)
+      .value("max", Combine::max);
+  py::class_<Expert>(m, "Expert")
+      .def(py::init(&make_expert), py::kw_only(), py::arg("data"), py::arg("dtype"),
+           py::arg("index"), py::arg("coef"), py::arg("vote"), py::arg("share"),
+           py::arg("window"), py::arg("keep_below"));
+  py::class_<FusedOp>(m, "FusedOp")
+      .def(py::init([](Rule rule, Elect elect, Combine combine, double scale, double divisor,
+                       uint64_t seed, uint32_t name_hash, bool ballots_are_values) {
+             return FusedOp{rule, elect, combine, scale, divisor, seed, name_hash,
+                            ballots_are_values};
+           }),
+           py::kw_only(), py::arg("rule"), py::arg("elect"), py::arg("combine"), py::arg("scale"),
+           py::arg("divisor"), py::arg("seed"), py::arg("name_hash"),
+           py::arg("ballots_are_values"));
+  py::class_<Bracket>(m, "Bracket")
+      .def(py::init([](int32_t expert, uint64_t low, uint32_t shift, uint64_t bins) {
+             return Bracket{expert, low, shift, bins};
+           }),
+           py::kw_only(), py::arg("expert"), py::arg("low"), py::arg("shift"), py::arg("bins"));
+  py::class_<How>(m, "How")
+      .def(py::init([](std::string isa, int threads, bool wide) {
+             return How{std::move(isa), threads, wide};
+           }),
+           py::kw_only(), py::arg("isa"), py::arg("threads"), py::arg("wide"));
+  py::class_<Inputs>(m, "Inputs")
+      .def(py::init<uintptr_t, DType, std::vector<Expert>, int64_t, int64_t>(), py::kw_only(),
+           py::arg("base"), py::arg("base_dtype"), py::arg("experts"), py::arg("offset"),
+           py::arg("numel"));
+  m.def("fuse", &fuse);
+  m.def("count", &count);
+  m.def("masked_sums", &masked_sums);
+  m.def("gram", &gram);
+  m.def("magnitudes", &magnitudes);
+  m.def("instruction_sets", &names_of_instruction_sets);
+  m.def("philox", [](std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> c, uint64_t seed) {
+    const Words4 out =
+        philox4x32_10(std::get<0>(c), std::get<1>(c), std::get<2>(c), std::get<3>(c), seed);
+    return std::make_tuple(out.w[0], out.w[1], out.w[2], out.w[3]);
+  });
+}

@@ -1,0 +1,39 @@
+// The CPU loops as a table of functions, one table per instruction set.
+#pragma once
+#include "fused_op.h"
+
+namespace mergekern {
+
+constexpr int64_t kBlock = 4096;   // elements of one partial sum (backends/__init__.py: BLOCK)
+constexpr int64_t kChunk = 65536;  // elements of one piece of work, and of one in-range count
+
+struct Findings {
+  uint8_t* non_finite;  // [1 + K]: the base, then the experts
+  bool overflow;
+};
+
+// Counts of one bracket: `above` and `histogram` add up over calls, `chunks` is indexed by chunk.
+struct Counter {
+  int64_t above;
+  uint32_t* histogram;
+  int64_t* chunks;
+};
+
+// Every function handles the elements [begin, end) of the tile; `wide` computes in fp64. begin is a
+// multiple of kChunk, so pieces may run in any order on any thread.
+struct Loops {
+  const char* name;
+  void (*fuse)(const FusedOp&, const Tile&, bool wide, int64_t begin, int64_t end, void* out,
+               DType out_dtype, Findings*);
+  void (*count)(const Tile&, bool wide, int64_t begin, int64_t end, const Bracket*, int brackets,
+                Counter*);
+  void (*masked_sums)(const FusedOp&, const Tile&, bool wide, int64_t begin, int64_t end,
+                      double* out);  // [blocks, K, 2]
+  void (*gram)(const Tile&, bool wide, int64_t begin, int64_t end, double* out);  // [blocks, K, K]
+  void (*magnitudes)(const Tile&, bool wide, int64_t begin, int64_t end, int expert, int64_t* out);
+};
+
+const Loops& loops(const char* name);  // "" takes the widest that this processor runs
+int instruction_sets(const char** names);  // those this processor runs, widest last; the count
+
+}  // namespace mergekern

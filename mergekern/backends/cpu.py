@@ -1,0 +1,159 @@
+"""The compiled loops on this machine's processor: checks at the door, then csrc/ through _C."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+
+from mergekern import _C
+from mergekern.backends import BLOCK, CHUNK, Bracket, Counts
+from mergekern.fused import ExpertScalars, Findings, FusedOp, Tile
+
+_DTYPES = {
+    torch.float64: _C.DType.f64,
+    torch.float32: _C.DType.f32,
+    torch.float16: _C.DType.f16,
+    torch.bfloat16: _C.DType.bf16,
+}
+_PLAIN = ExpertScalars(index=0, coef=1.0)
+
+
+def available_cores() -> int:
+    """The cores this process may use: its affinity mask, less what its control group withholds."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(cores, math.ceil(_cgroup_cores())))
+
+
+def _cgroup_cores() -> float:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return math.inf if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return math.inf
+
+
+class CpuBackend:
+    """C++ loops on a pool of threads. Bits do not depend on `threads` or `instruction_set`.
+
+    instruction_set: one of `instruction_sets()`; the widest that this processor runs if not given.
+    """
+
+    name = "cpu"
+
+    def __init__(self, threads: int | None = None, instruction_set: str = "") -> None:
+        self.threads = threads or available_cores()
+        self.instruction_set = instruction_set or instruction_sets()[-1]
+
+    def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
+        _check(tile, op.work)
+        if not out.is_contiguous() or out.numel() != tile.numel:
+            raise ValueError(f"{tile.tensor}: out must be {tile.numel} contiguous elements")
+        non_finite, overflow = _C.fuse(
+            self._how(op.work),
+            _native(op),
+            _inputs(tile, op.experts),
+            out.data_ptr(),
+            _DTYPES[out.dtype],
+        )
+        return Findings(tuple(non_finite), overflow)
+
+    def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
+        _check(tile, work)
+        out = torch.empty(tile.numel, dtype=torch.int64)
+        _C.magnitudes(self._how(work), _inputs(tile), expert, out.data_ptr())
+        return out
+
+    def count(self, tile: Tile, brackets: list[Bracket], work: torch.dtype) -> list[Counts]:
+        _check(tile, work)
+        histograms = [torch.zeros(b.bins, dtype=torch.int64) for b in brackets]
+        chunks = [torch.zeros(-(-tile.numel // CHUNK), dtype=torch.int64) for _ in brackets]
+        above = _C.count(
+            self._how(work),
+            _inputs(tile),
+            [_C.Bracket(expert=b.expert, low=b.low, shift=b.shift, bins=b.bins) for b in brackets],
+            [h.data_ptr() for h in histograms],
+            [c.data_ptr() for c in chunks],
+        )
+        return [Counts(*found) for found in zip(above, histograms, chunks, strict=True)]
+
+    def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
+        _check(tile, op.work)
+        blocks = -(-tile.numel // BLOCK)
+        out = torch.empty((blocks, len(tile.experts), 2), dtype=torch.float64)
+        inputs = _inputs(tile, op.experts)
+        _C.masked_sums(self._how(op.work), _native(op), inputs, out.data_ptr())
+        return out
+
+    def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
+        _check(tile, work)
+        experts = len(tile.experts)
+        out = torch.empty((-(-tile.numel // BLOCK), experts, experts), dtype=torch.float64)
+        _C.gram(self._how(work), _inputs(tile), out.data_ptr())
+        return out
+
+    def _how(self, work: torch.dtype) -> _C.How:
+        wide = work == torch.float64
+        return _C.How(isa=self.instruction_set, threads=self.threads, wide=wide)
+
+
+def instruction_sets() -> list[str]:
+    """The instruction sets that this build has loops for and this processor runs, widest last."""
+    return _C.instruction_sets()
+
+
+def _check(tile: Tile, work: torch.dtype) -> None:
+    """What C++ takes on trust. A caller's mistake, hence ValueError."""
+    if tile.offset % CHUNK:
+        raise ValueError(
+            f"{tile.tensor}: a tile starts at a multiple of {CHUNK}, not {tile.offset}"
+        )
+    for tensor in (*tile.experts, *(() if tile.base is None else (tile.base,))):
+        if not tensor.is_contiguous() or tensor.numel() != tile.numel:
+            raise ValueError(f"{tile.tensor}: inputs must be {tile.numel} contiguous elements")
+        if tensor.dtype not in _DTYPES or tensor.device.type != "cpu":
+            raise ValueError(f"{tile.tensor}: cannot read {tensor.dtype} on {tensor.device}")
+        if tensor.dtype == torch.float64 and work != torch.float64:
+            raise ValueError(f"{tile.tensor}: float64 inputs are computed in float64")
+
+
+def _inputs(tile: Tile, scalars: tuple[ExpertScalars, ...] | None = None) -> _C.Inputs:
+    scalars = scalars or (_PLAIN,) * len(tile.experts)
+    base = tile.base if tile.base is not None else None
+    return _C.Inputs(
+        base=0 if base is None else base.data_ptr(),
+        base_dtype=_C.DType.f32 if base is None else _DTYPES[base.dtype],
+        experts=[_expert(t, s) for t, s in zip(tile.experts, scalars, strict=True)],
+        offset=tile.offset,
+        numel=tile.numel,
+    )
+
+
+def _expert(tensor: torch.Tensor, scalars: ExpertScalars) -> _C.Expert:
+    window = scalars.window
+    return _C.Expert(
+        data=tensor.data_ptr(),
+        dtype=_DTYPES[tensor.dtype],
+        index=scalars.index,
+        coef=scalars.coef,
+        vote=scalars.vote,
+        share=scalars.share,
+        window=(window.lo, window.lo_last, window.hi, window.hi_last),
+        keep_below=scalars.keep_below,
+    )
+
+
+def _native(op: FusedOp) -> _C.FusedOp:
+    return _C.FusedOp(
+        rule=getattr(_C.Rule, op.rule),
+        elect=getattr(_C.Elect, op.elect),
+        combine=getattr(_C.Combine, op.combine),
+        scale=op.scale,
+        divisor=op.divisor,
+        seed=op.seed,
+        name_hash=op.name_hash,
+        ballots_are_values=all(e.coef == e.vote for e in op.experts),
+    )

@@ -1,0 +1,203 @@
+"""The meaning of every operation in plain torch: read first, optimised never, equal bit for bit.
+
+fused.py holds the formulas. Every product and sum below is one torch operation, so each is rounded
+once, in the order in which the experts stand in the recipe.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mergekern.backends import BLOCK, CHUNK, Bracket, Counts
+from mergekern.fused import ExpertScalars, Findings, FusedOp, Tile, Window
+
+_LANES = 16  # partial sums of a reduction
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_WORD = 0xFFFFFFFF
+
+
+class ReferenceBackend:
+    name = "reference"
+
+    def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
+        rule = task_vector if op.rule == "task_vector" else linear_combination
+        rounded = round_to(rule(op, tile), out.dtype)
+        out.copy_(rounded)
+        inputs = (tile.base, *tile.experts)
+        bad = [i - 1 for i, x in enumerate(inputs) if x is not None and not _finite(x)]
+        return Findings(tuple(bad), overflow=not _finite(rounded))
+
+    def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
+        return magnitude_bits(_deltas(tile, work)[expert])
+
+    def count(self, tile: Tile, brackets: list[Bracket], work: torch.dtype) -> list[Counts]:
+        deltas = _deltas(tile, work)
+        return [_count(magnitude_bits(deltas[b.expert]), b) for b in brackets]
+
+    def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
+        sums = []
+        for d, expert in zip(_deltas(tile, op.work), op.experts, strict=True):
+            kept = drop(trim(d, expert.window, tile.offset), op, expert, tile.offset)
+            sums.append(torch.stack([block_sums(d.abs()), block_sums(kept.abs())], dim=1))
+        return torch.stack(sums, dim=1)
+
+    def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
+        rows = [x.double() for x in _deltas(tile, work)]
+        return torch.stack([torch.stack([block_sums(a * b) for b in rows], 1) for a in rows], 1)
+
+
+# one element
+
+
+def task_vector(op: FusedOp, tile: Tile) -> torch.Tensor:
+    assert tile.base is not None
+    base = tile.base.to(op.work)
+    values, ballots = [], []
+    for d, expert in zip(_deltas(tile, op.work), op.experts, strict=True):
+        d = drop(trim(d, expert.window, tile.offset), op, expert, tile.offset)
+        values.append(d * _scalar(expert.coef, op))
+        ballots.append(d * _scalar(expert.vote, op))
+    agree = elect(op, ballots)
+    mixed = combine(op, values, agree)
+    return base + _scalar(op.scale, op) * mixed
+
+
+def elect(op: FusedOp, ballots: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Which experts take part in each element; a sum of exactly zero counts as positive."""
+    if op.elect == "none":
+        return [torch.ones_like(u, dtype=torch.bool) for u in ballots]
+    total = torch.zeros_like(ballots[0])
+    for u in ballots:
+        total = total + (u if op.elect == "mass" else u.sign())
+    return [torch.where(total >= 0, u > 0, u < 0) for u in ballots]
+
+
+def combine(op: FusedOp, values: list[torch.Tensor], agree: list[torch.Tensor]) -> torch.Tensor:
+    num = torch.zeros_like(values[0])
+    den = torch.zeros_like(values[0])
+    for v, a, expert in zip(values, agree, op.experts, strict=True):
+        kept = torch.where(a, v, 0.0)
+        num = torch.where(kept.abs() > num.abs(), kept, num) if op.combine == "max" else num + kept
+        den = den + torch.where(a, _scalar(expert.share, op), 0.0)
+    if op.combine == "mean":
+        return num / torch.where(den == 0, 1.0, den)
+    return num / _scalar(op.divisor, op)
+
+
+def linear_combination(op: FusedOp, tile: Tile) -> torch.Tensor:
+    total = torch.zeros(tile.numel, dtype=op.work)
+    for x, expert in zip(tile.experts, op.experts, strict=True):
+        total = total + x.to(op.work) * _scalar(expert.coef, op)
+    return total / _scalar(op.divisor, op)
+
+
+def trim(d: torch.Tensor, window: Window, offset: int) -> torch.Tensor:
+    index = torch.arange(offset, offset + d.numel())
+    bits = magnitude_bits(d)
+    low = window.lo + (index > window.lo_last).long()
+    high_reached = torch.where(index > window.hi_last, bits > window.hi, bits >= window.hi)
+    return torch.where((bits >= low) & ~high_reached, d, 0.0)
+
+
+def drop(d: torch.Tensor, op: FusedOp, expert: ExpertScalars, offset: int) -> torch.Tensor:
+    if expert.keep_below > _WORD:
+        return d
+    index = torch.arange(offset, offset + d.numel())
+    return torch.where(
+        coins(op.seed, op.name_hash, expert.index, index) < expert.keep_below, d, 0.0
+    )
+
+
+def coins(seed: int, name_hash: int, expert: int, index: torch.Tensor) -> torch.Tensor:
+    """The 32-bit number of each element: 16 high bits from block 2k, 16 low bits from 2k + 1."""
+    blocks, lane = index // 8, index % 8
+    halves = []
+    for half in (0, 1):
+        words = torch.stack(philox(blocks, 2 * expert + half, name_hash, seed), 1)
+        word = words.gather(1, (lane // 2)[:, None])[:, 0]
+        halves.append((word >> (16 * (lane % 2))) & 0xFFFF)
+    return (halves[0] << 16) | halves[1]
+
+
+def philox(blocks: torch.Tensor, c2: int, c3: int, seed: int) -> list[torch.Tensor]:
+    """Philox 4x32-10 of the counters (blocks as 64 bits, c2, c3), as four int64 tensors."""
+    c = [blocks & _WORD, blocks >> 32, torch.full_like(blocks, c2), torch.full_like(blocks, c3)]
+    key = [seed & _WORD, seed >> 32 & _WORD]
+    for _ in range(10):
+        (high0, low0), (high1, low1) = (
+            _multiply(m, x) for m, x in zip(_MULTIPLIERS, (c[0], c[2]), strict=True)
+        )
+        c = [high1 ^ c[1] ^ key[0], low1, high0 ^ c[3] ^ key[1], low0]
+        key = [(k + w) & _WORD for k, w in zip(key, _WEYL, strict=True)]
+    return c
+
+
+def _multiply(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """High and low 32 bits of a 64-bit product, in halves that int64 can hold."""
+    low = a * (b & 0xFFFF)
+    high = a * (b >> 16) + (low >> 16)
+    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def round_to(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Rounded once, to nearest even. torch rounds fp64 twice on its way to bf16 and fp16, hence the
+    search among the neighbours of what it gives."""
+    twice = x.to(dtype)
+    if x.dtype != torch.float64 or dtype not in (torch.float16, torch.bfloat16):
+        return twice
+    bits = twice.view(torch.int16).long() & 0xFFFF
+    best, best_error = twice, (twice.double() - x).abs()
+    for step in (-1, 1):
+        other = (bits + step).to(torch.int16).view(dtype)
+        error = (other.double() - x).abs()
+        closer = (error < best_error) | ((error == best_error) & (bits % 2 == 1))
+        closer &= (other.sign() == twice.sign()) | (other == 0) | (twice == 0)
+        best, best_error = torch.where(closer, other, best), torch.where(closer, error, best_error)
+    return best
+
+
+# whole tiles
+
+
+def magnitude_bits(d: torch.Tensor) -> torch.Tensor:
+    return d.abs().view(torch.int64 if d.dtype == torch.float64 else torch.int32).long()
+
+
+def block_sums(x: torch.Tensor) -> torch.Tensor:
+    """Sums per BLOCK elements in fp64: lane i mod 16 in order, then the lanes in order."""
+    blocks = -(-x.numel() // BLOCK)
+    padded = torch.zeros(blocks * BLOCK, dtype=torch.float64)
+    padded[: x.numel()] = x.double()
+    rows = padded.view(blocks, BLOCK // _LANES, _LANES)
+    lanes = torch.zeros(blocks, _LANES, dtype=torch.float64)
+    for row in range(rows.shape[1]):
+        lanes = lanes + rows[:, row]
+    total = torch.zeros(blocks, dtype=torch.float64)
+    for lane in range(_LANES):
+        total = total + lanes[:, lane]
+    return total
+
+
+def _count(bits: torch.Tensor, bracket: Bracket) -> Counts:
+    inside = (bits >= bracket.low) & (bits < bracket.end)
+    bins = (bits[inside] - bracket.low) >> bracket.shift
+    chunks = [int(part.sum()) for part in inside.split(CHUNK)] if bits.numel() else []
+    return Counts(
+        above=int((bits >= bracket.end).sum()),
+        histogram=torch.bincount(bins, minlength=bracket.bins),
+        chunks=torch.tensor(chunks, dtype=torch.int64),
+    )
+
+
+def _deltas(tile: Tile, work: torch.dtype) -> list[torch.Tensor]:
+    wide = [x.to(work) for x in tile.experts]
+    return wide if tile.base is None else [x - tile.base.to(work) for x in wide]
+
+
+def _scalar(value: float, op: FusedOp) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64).to(op.work)
+
+
+def _finite(x: torch.Tensor) -> bool:
+    return bool(x.isfinite().all())

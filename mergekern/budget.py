@@ -1,0 +1,179 @@
+"""How much memory a merge holds: what there is, what it needs at the least, what it will take."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergekern.errors import BudgetError
+from mergekern.plan import Plan, Step
+from mergekern.sizes import format_size
+from mergekern.statistics import TILE_ALIGN
+
+MIB = 1 << 20
+RUNTIME_CAP = 512 * MIB  # a notebook that already holds models must not be refused for it
+TILE_BYTES = 8 * MIB  # of one input: requests of this size reach a disk's full speed
+UNITS = 6  # in flight at once: some being read, one in the kernel, some being written
+RESIDENT = 3  # the same for tensors that are held whole
+PADDING = 4096  # what aligning one buffer costs at the most
+MARGIN = 24 * MIB  # threads' stacks, journal, interpreter
+
+# What plain torch allocates per element of a tile: masks, coins and copies in the work dtype.
+_REFERENCE_TILE = 1 << 18
+_REFERENCE_FIXED, _REFERENCE_EXPERT = 256, 24
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that a merge holds at its peak, and how its units are cut to stay within them.
+
+    runtime: Python, torch and what the process held before, as far as it counts
+    scratch: statistics, threads and the backend's own memory
+    buffers: inputs read ahead, the unit in the kernel, outputs not written yet
+    least:   the smallest max_memory that would do
+    tile:    elements a backend may get at once, None for any number
+    """
+
+    runtime: int
+    scratch: int
+    buffers: int
+    least: int
+    tile: int | None = None
+
+    @property
+    def total(self) -> int:
+        return self.runtime + self.scratch + self.buffers
+
+    def __str__(self) -> str:
+        return (
+            f"{format_size(self.total)} at the peak: {format_size(self.runtime)} Python and torch, "
+            f"{format_size(self.buffers)} buffers, {format_size(self.scratch)} scratch; "
+            f"at the least {format_size(self.least)}"
+        )
+
+
+def memory_estimate(
+    plan: Plan, max_memory: int | None = None, backend: str = "cpu"
+) -> MemoryEstimate:
+    """What merge_to_folder will hold for this plan. Raises BudgetError below the least.
+
+    max_memory: bytes for the whole process; None takes a quarter of what the machine has free, and
+    no value makes it hold more than the plan can use.
+    """
+    runtime = min(resident_bytes(), RUNTIME_CAP)
+    tile = _REFERENCE_TILE if backend == "reference" else None
+    scratch = _scratch(plan, tile)
+    least = 2 * max((_least_unit(step) for step in plan.steps), default=PADDING)
+    limit = max_memory
+    if limit is None:
+        limit = max(runtime + available_bytes() // 4, runtime + scratch + least)
+    room = limit - runtime - scratch
+    if room < least:
+        raise BudgetError(
+            f"max_memory is {_mib(limit)}, wanted {_mib(runtime + scratch + least)} at the least: "
+            f"{_mib(runtime)} for Python and torch, {_mib(scratch)} of scratch and "
+            f"{_mib(least)} of buffers for tensors of this plan"
+        )
+    buffers = min(room, max(least, _useful(plan, tile)))
+    return MemoryEstimate(runtime, scratch, buffers, runtime + scratch + least, tile)
+
+
+def unit_bytes(step: Step, elements: int, input_itemsize: float) -> int:
+    """Buffers of `elements` elements of a step: its inputs and its output."""
+    buffers = len(step.inputs) + 1
+    per_element = len(step.inputs) * input_itemsize + step.dtype.itemsize
+    return int(elements * per_element) + buffers * PADDING
+
+
+def _least_unit(step: Step) -> int:
+    """The smallest tile of a step, its inputs as wide as they can be."""
+    widest = step.dtype.itemsize if step.action == "copy" else step.work.itemsize
+    return unit_bytes(step, min(step.numel, TILE_ALIGN), widest)
+
+
+def _useful(plan: Plan, tile: int | None) -> int:
+    """What the plan can make use of: enough units in flight, or everything at once."""
+    itemsize = _input_itemsize(plan)
+    most = 0
+    for step in plan.steps:
+        longest = tile or max(TILE_ALIGN, int(TILE_BYTES / itemsize))
+        most = max(most, UNITS * unit_bytes(step, min(step.numel, longest), itemsize))
+        if step.spec is not None and step.spec.whole_tensor and tile is None:
+            most = max(most, RESIDENT * unit_bytes(step, step.numel, itemsize))
+    return max(most, min(UNITS * TILE_BYTES, _everything(plan, itemsize)))
+
+
+def _everything(plan: Plan, itemsize: float) -> int:
+    return sum(unit_bytes(step, step.numel, itemsize) for step in plan.steps)
+
+
+def _input_itemsize(plan: Plan) -> float:
+    """Bytes of an input element, on average: the plan knows sums, headers know the rest."""
+    elements = sum(step.numel * len(step.inputs) for step in plan.steps)
+    return max(1.0, plan.input_bytes / elements) if elements else 1.0
+
+
+def _scratch(plan: Plan, tile: int | None) -> int:
+    """Sums of blocks of the largest tensor, counts of the whole model, and the kernels' own."""
+    sums = counts = kernel = 0
+    for step in plan.steps:
+        experts = len(step.experts)
+        if step.action == "merge":
+            sums = max(sums, step.numel // 4096 * 8 * experts * max(experts, 2) * 2)
+            counts += step.numel // TILE_ALIGN * 8 * experts
+        if tile is not None:
+            per_element = _REFERENCE_FIXED + _REFERENCE_EXPERT * experts
+            kernel = max(kernel, min(step.numel, tile) * per_element)
+    return MARGIN + sums + counts + kernel
+
+
+def resident_bytes() -> int:
+    """What this process holds now."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return RUNTIME_CAP  # not Linux: assume much rather than little
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_bytes() -> int:
+    """Memory that can be had without swapping: the machine's, or less in a control group."""
+    free = 4 << 30
+    with contextlib.suppress(OSError, ValueError):
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    return min([free, *_cgroup_free()])
+
+
+def _cgroup_free() -> list[int]:
+    """What each control group above this process has left; its page cache counts as free."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                names = ("memory.max", "memory.current", "file")
+                found += _limits(Path("/sys/fs/cgroup"), path, names)
+            elif "memory" in controllers.split(","):
+                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache")
+                found += _limits(Path("/sys/fs/cgroup/memory"), path, names)
+    return found
+
+
+def _limits(root: Path, path: str, names: tuple[str, str, str]) -> list[int]:
+    limit, usage, cache = names
+    found = []
+    parts = [part for part in path.split("/") if part and part != ".."]
+    for depth in range(len(parts) + 1):
+        group = root.joinpath(*parts[:depth])
+        with contextlib.suppress(OSError, ValueError, KeyError):  # "max", or not to be seen here
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            used = int((group / usage).read_text()) - int(stat[cache])
+            found.append(max(0, int((group / limit).read_text()) - used))
+    return found
+
+
+def _mib(nbytes: int) -> str:
+    return f"{-(-nbytes // MIB)} MiB"

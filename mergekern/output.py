@@ -1,0 +1,263 @@
+"""The output folder: shards under temporary names, written in place, renamed when they are whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, wait
+from pathlib import Path
+from threading import Lock
+
+from xxhash import xxh3_64
+
+from mergekern import journal
+from mergekern.checkpoint.files import write_whole
+from mergekern.checkpoint.layout import Shard, index_json
+from mergekern.errors import OutputError
+from mergekern.journal import Journal, Range
+from mergekern.units import Coverage
+
+LOCK = "mergekern.lock.json"
+INDEX = "model.safetensors.index.json"
+MOVES_ON = "run the same command again to go on from here"
+UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+def finished_digest(folder: Path) -> str | None:
+    """The plan's digest in a folder's lock file; None when there is no lock file to be read."""
+    try:
+        found = json.loads((folder / LOCK).read_text())
+    except (OSError, ValueError):
+        return None
+    digest = found.get("plan") if isinstance(found, dict) else None
+    return digest if isinstance(digest, str) else None
+
+
+def is_finished(folder: Path, digest: str, shards: Sequence[Shard]) -> bool:
+    """True when the folder holds this very merge, finished. Raises OutputError when it cannot be
+    written: another merge, foreign files, or a finished merge that has lost some of its own."""
+    if not folder.exists() or (folder / journal.NAME).exists():
+        return False
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: is a file, wanted a folder to write the model into")
+    names = sorted(entry.name for entry in folder.iterdir())
+    if not names:
+        return False
+    found = finished_digest(folder)
+    if found != digest:
+        what = f"{len(names)} other files ({', '.join(names[:3])}, …)" if found is None else (
+            "a finished merge of another recipe or of other inputs"
+        )
+        raise OutputError(f"{folder}: holds {what}; remove them or choose another folder")
+    for shard in shards:
+        path = folder / shard.file
+        if not path.exists() or path.stat().st_size != shard.size:
+            raise OutputError(
+                f"{folder}: holds this merge, finished, but {shard.file} is missing or not of "
+                f"{shard.size} bytes; remove the folder to merge again"
+            )
+    return True
+
+
+class OutputFolder:
+    """Shards being written. Offsets and sizes are those of the plan; any order, any thread."""
+
+    def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
+        self.folder = folder
+        self._shards = shards
+        self._fds = [-1] * len(shards)
+        self._left = [0] * len(shards)  # bytes still to be written
+        self._lock = Lock()
+
+    def prepare(self) -> None:
+        """Allocate every shard and write its header. Raises OutputError when the disk is full."""
+        self._check_space()
+        for number, shard in enumerate(self._shards):
+            part = self._partial(shard)
+            with contextlib.suppress(FileNotFoundError):  # renamed already, but the rest was not
+                os.rename(self.folder / shard.file, part)
+            try:
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+                self._fds[number] = os.open(part, flags, 0o666)
+                _allocate(self._fds[number], shard.size)
+                _write(self._fds[number], 0, memoryview(shard.header))
+            except OSError as error:
+                raise self.failure(error, shard.file) from error
+
+    def verify(self, ranges: Sequence[Range], buffer: memoryview, pool: Executor) -> Coverage:
+        """Those of the recorded ranges whose bytes are on disk as they were written."""
+        numbers = {shard.file: number for number, shard in enumerate(self._shards)}
+        lanes = 4
+        size = min(len(buffer) // lanes, 8 << 20)
+
+        def check(lane: int) -> list[tuple[str, int, int]]:
+            part = buffer[lane * size : (lane + 1) * size]
+            known = (found for found in ranges[lane::lanes] if found.file in numbers)
+            return [
+                (found.file, found.offset, found.length)
+                for found in known
+                if _matches(self._fds[numbers[found.file]], found, part)
+            ]
+
+        futures = [pool.submit(check, lane) for lane in range(lanes)]
+        wait(futures)
+        return Coverage(found for future in futures for found in future.result())
+
+    def expect(self, left: Mapping[int, int]) -> None:
+        """Say how many bytes of each shard are still to come; shards without any are finished."""
+        for number in range(len(self._shards)):
+            self._left[number] = left.get(number, 0)
+            if self._left[number] == 0:
+                self._finish(number)
+
+    def write(self, number: int, offset: int, data: memoryview) -> None:
+        """Write bytes of a shard where they belong."""
+        try:
+            _write(self._fds[number], offset, data)
+        except OSError as error:
+            raise self.failure(error, self._shards[number].file) from error
+
+    def written(self, number: int, nbytes: int) -> None:
+        """Count what was written (and recorded); the last byte of a shard finishes it."""
+        with self._lock:
+            self._left[number] -= nbytes
+            last = self._left[number] == 0
+        if last:
+            self._finish(number)
+
+    def write_index(self) -> None:
+        """The index of a sharded model; everything it names is whole by now."""
+        text = index_json(self._shards)
+        try:
+            if text is not None:
+                write_whole(self.folder / INDEX, text.encode())
+            self.sync()
+        except OSError as error:
+            raise self.failure(error, INDEX) from error
+
+    def sync(self) -> None:
+        """Make the files' names last."""
+        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        for number, fd in enumerate(self._fds):
+            if fd >= 0:
+                os.close(fd)
+                self._fds[number] = -1
+
+    def discard(self) -> None:
+        """Remove what prepare() made."""
+        self.close()
+        for shard in self._shards:
+            self._partial(shard).unlink(missing_ok=True)
+
+    def failure(self, error: OSError, file: str) -> OutputError:
+        """The error that says what went wrong with the disk, and how to go on."""
+        reason = f"{self.folder}: {file} cannot be written: {error.strerror}"
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return OutputError(f"{reason}; {MOVES_ON}")
+        total = sum(shard.size for shard in self._shards)
+        free = shutil.disk_usage(self.folder).free
+        return OutputError(
+            f"{reason}: the merge takes {total} bytes, {self._allocated()} are allocated and "
+            f"{free} are free; make room, then {MOVES_ON}"
+        )
+
+    def _check_space(self) -> None:
+        total = sum(shard.size for shard in self._shards)
+        needed = total - self._allocated()
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OutputError(
+                f"{self.folder}: the merge takes {total} bytes and needs {needed} more, but only "
+                f"{free} are free on this disk; make room or choose another folder"
+            )
+
+    def _allocated(self) -> int:
+        total = 0
+        for shard in self._shards:
+            for path in (self._partial(shard), self.folder / shard.file):
+                if path.exists():
+                    total += min(shard.size, path.stat().st_blocks * 512)
+        return total
+
+    def _partial(self, shard: Shard) -> Path:
+        return self.folder / f".{shard.file}.partial"
+
+    def _finish(self, number: int) -> None:
+        shard = self._shards[number]
+        try:
+            os.fsync(self._fds[number])
+            os.rename(self._partial(shard), self.folder / shard.file)
+        except OSError as error:
+            raise self.failure(error, shard.file) from error
+
+
+def _allocated(self) -> int:
+        total = 0
+        for shard in self._shards:
+            for path in (self._partial(shard), self.folder / shard.file):
+                if path.exists():
+                    total += min(shard.size, path.stat().st_blocks * 512)
+        return total
+
+    def _partial(self, shard: Shard) -> Path:
+        return self.folder / f".{shard.file}.partial"
+
+    def _finish(self, number: int) -> None:
+        shard = self._shards[number]
+        try:
+            os.fsync(self._fds[number])
+            os.rename(self._partial(shard), self.folder / shard.file)
+        except OSError as error:
+            raise self.failure(error, shard.file) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _allocate(fd: int, size: int) -> None:
+    if os.fstat(fd).st_size != size:
+        os.ftruncate(fd, size)
+    if size == 0 or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def _write(fd: int, offset: int, data: memoryview) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], offset + done)
+    if hasattr(os, "posix_fadvise"):
+        # Starts writing to disk now, so that neither dirty pages nor the last fsync pile up.
+        os.posix_fadvise(fd, offset, len(data), os.POSIX_FADV_DONTNEED)
+
+
+def _matches(fd: int, found: Range, buffer: memoryview) -> bool:
+    digest = xxh3_64()
+    at, stop = found.offset, found.offset + found.length
+    while at < stop:
+        got = os.preadv(fd, [buffer[: stop - at]], at)
+        if got == 0:
+            return False
+        digest.update(buffer[:got])
+        at += got
+    return bool(digest.hexdigest() == found.xxh3)

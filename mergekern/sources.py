@@ -1,0 +1,122 @@
+"""Tensors as tiles that can be read more than once, for statistics: held whole, or streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import torch
+
+from mergekern.fused import Tile
+from mergekern.plan import Step
+from mergekern.statistics import TILE_ALIGN
+from mergekern.stream import Pipeline
+from mergekern.units import Cutter, Interval, Part
+
+Pass = tuple[Literal["tiles"]] | tuple[Literal["sample"], int, int]
+
+
+def sample_ranges(numel: int, runs: int, length: int) -> list[Interval]:
+    """At most `runs` ranges of at most `length` elements, evenly spread, none overlapping.
+
+    They begin at multiples of TILE_ALIGN as all tiles do, so that they are the same ones however a
+    tensor is tiled.
+    """
+    chunks = -(-numel // TILE_ALIGN)
+    length = min(length, TILE_ALIGN)
+    starts = sorted({chunks * run // runs for run in range(runs)}) if chunks else []
+    return [(c * TILE_ALIGN, min(numel, c * TILE_ALIGN + length)) for c in starts]
+
+
+class Resident:
+    """A tensor that is held whole, in one tile."""
+
+    def __init__(self, step: Step, tile: Tile) -> None:
+        self.step = step
+        self._tile = tile
+
+    def tiles(self) -> Iterator[Tile]:
+        assert self._tile.numel == self.step.numel, f"{self.step.name}: statistics of a part of it"
+        yield self._tile
+
+    def sample(self, runs: int, length: int) -> Iterator[Tile]:
+        assert self._tile.numel == self.step.numel, f"{self.step.name}: statistics of a part of it"
+        for start, stop in sample_ranges(self.step.numel, runs, length):
+            yield cut(self._tile, start, stop)
+
+
+def cut(tile: Tile, start: int, stop: int) -> Tile:
+    """Elements [start, stop) of a tile that begins its tensor."""
+    base = None if tile.base is None else tile.base[start:stop]
+    return Tile(tile.tensor, start, base, tuple(x[start:stop] for x in tile.experts))
+
+
+class Streamed:
+    """One tensor of a Reel."""
+
+    def __init__(self, reel: Reel, number: int) -> None:
+        self.step = reel.steps[number]
+        self._reel = reel
+        self._number = number
+
+    def tiles(self) -> Iterator[Tile]:
+        return self._reel.play(self._number, ("tiles",))
+
+    def sample(self, runs: int, length: int) -> Iterator[Tile]:
+        return self._reel.play(self._number, ("sample", runs, length))
+
+
+class Reel:
+    """Several tensors read one after the other, again and again.
+
+    Reads run ahead into the tensors behind the one asked for, in the belief that those are asked
+    for next and in the same way; where that is not so, reading starts anew.
+    """
+
+    def __init__(self, pipeline: Pipeline, cutter: Cutter, steps: Sequence[Step]) -> None:
+        self.steps = steps
+        self.sources = [Streamed(self, number) for number in range(len(steps))]
+        self.on_read: Callable[[int], None] = lambda nbytes: None
+        self._pipeline = pipeline
+        self._cutter = cutter
+        self._tape: Iterator[tuple[Step, Tile]] | None = None
+        self._next: tuple[int, Pass] | None = None
+
+    def play(self, number: int, how: Pass) -> Iterator[Tile]:
+        """The tiles of one tensor."""
+        step = self.steps[number]
+        parts = list(self._parts(step, how))
+        if self._next != (number, how) or self._tape is None:
+            self.stop()
+            self._tape = self._read(number, how)
+        self._next = None
+        tape = self._tape
+        for _ in parts:
+            found, tile = next(tape)
+            assert found is step
+            self.on_read(_nbytes(tile))
+            yield tile
+        self._next = (number + 1, how)
+
+    def stop(self) -> None:
+        """Drop what was read ahead."""
+        tape, self._tape = self._tape, None
+        if tape is not None:
+            tape.close()  # type: ignore[attr-defined]
+
+    def _read(self, first: int, how: Pass) -> Iterator[tuple[Step, Tile]]:
+        parts = (part for step in self.steps[first:] for part in self._parts(step, how))
+        for flight in self._pipeline.stream(self._cutter.units(parts, output=False)):
+            for number, part in enumerate(flight.unit.parts):
+                yield part.step, flight.tile(number)
+
+    def _parts(self, step: Step, how: Pass) -> Iterator[Part]:
+        if how[0] == "tiles":
+            return self._cutter.tiles(step, [(0, step.numel)])
+        ranges = sample_ranges(step.numel, how[1], how[2])
+        return (Part(step, start, stop) for start, stop in ranges)
+
+
+def _nbytes(tile: Tile) -> int:
+    inputs: list[torch.Tensor] = [*tile.experts, *(() if tile.base is None else (tile.base,))]
+    return sum(tensor.numel() * tensor.dtype.itemsize for tensor in inputs)

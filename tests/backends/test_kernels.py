@@ -1,0 +1,226 @@
+"""Every compiled loop against the reference, bit for bit, on every instruction set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import FLOATS, INTEGERS, KINDS, LENGTHS, ops, tile, tiles, work_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mergekern import _C
+from mergekern.backends import CHUNK, Bracket
+from mergekern.backends.cpu import CpuBackend, instruction_sets
+from mergekern.backends.reference import ReferenceBackend, round_to
+from mergekern.fused import ExpertScalars, FusedOp, Tile, Window
+
+REFERENCE = ReferenceBackend()
+BACKENDS = [CpuBackend(threads=2, instruction_set=name) for name in instruction_sets()]
+GRID = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def bits(x: torch.Tensor) -> torch.Tensor:
+    return x.view(INTEGERS[x.dtype.itemsize])
+
+
+def run(backend, op: FusedOp, t: Tile, dtype: torch.dtype):
+    out = torch.full((t.numel,), 7.0, dtype=dtype)
+    return out, backend.fuse(op, t, out)
+
+
+def assert_same(op: FusedOp, t: Tile, dtype: torch.dtype) -> None:
+    want, found = run(REFERENCE, op, t, dtype)
+    for backend in BACKENDS:
+        got, findings = run(backend, op, t, dtype)
+        nan = got.isnan()
+        assert torch.equal(nan, want.isnan())
+        differ = (bits(got) != bits(want)) & ~nan
+        assert not differ.any(), (backend.instruction_set, op, differ.nonzero()[:3], t)
+        assert findings == found
+
+
+@GRID
+@given(data=st.data(), dtype=st.sampled_from(FLOATS))
+def test_fuse(data, dtype) -> None:
+    t = data.draw(tiles())
+    assert_same(data.draw(ops(t)), t, dtype)
+
+
+@pytest.mark.parametrize("numel", LENGTHS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_length_of_the_common_case(numel: int, kind: str) -> None:
+    t = tile(numel, [torch.bfloat16] * 5, kind, seed=numel)
+    window = Window(lo=0x38000000, lo_last=numel // 2)
+    experts = tuple(
+        ExpertScalars(i, 0.5, 0.5, 0.5, window, 0x80008000 if i % 2 else 2**32) for i in range(4)
+    )
+    assert_same(FusedOp("task_vector", experts, "mass", "mean"), t, torch.bfloat16)
+
+
+def test_sixty_four_experts() -> None:
+    t = tile(CHUNK + 77, [torch.bfloat16] * 65, "near")
+    experts = tuple(ExpertScalars(i, 1 / 64, keep_below=2**31) for i in range(64))
+    assert_same(FusedOp("task_vector", experts, "mass", "mean"), t, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_unaligned_bytes(dtype: torch.dtype) -> None:
+    raw = torch.zeros(3 * 999 * 8 + 8, dtype=torch.uint8)
+    aligned = tile(999, [dtype, dtype], "bits", seed=3)
+    size = 999 * dtype.itemsize
+    shifted = []
+    for i, x in enumerate((aligned.base, *aligned.experts)):
+        raw[3 + i * size : 3 + (i + 1) * size] = x.view(torch.uint8)
+        shifted.append(raw.data_ptr() + 3 + i * size)
+    out = torch.empty(999, dtype=dtype)
+    native = {torch.float64: "f64", torch.float32: "f32", torch.float16: "f16"}
+    code = getattr(_C.DType, native.get(dtype, "bf16"))
+    expert = _C.Expert(
+        data=shifted[1],
+        dtype=code,
+        index=0,
+        coef=0.5,
+        vote=0.5,
+        share=1.0,
+        window=(0, 2**63 - 1, 2**63 - 1, 2**63 - 1),
+        keep_below=2**32,
+    )
+    op = _C.FusedOp(
+        rule=_C.Rule.task_vector,
+        elect=_C.Elect.none,
+        combine=_C.Combine.sum,
+        scale=1.0,
+        divisor=1.0,
+        seed=0,
+        name_hash=0,
+        ballots_are_values=True,
+    )
+    how = _C.How(isa="", threads=1, wide=dtype == torch.float64)
+    inputs = _C.Inputs(base=shifted[0], base_dtype=code, experts=[expert], offset=0, numel=999)
+    _C.fuse(how, op, inputs, out.data_ptr(), code)
+    same = FusedOp("task_vector", (ExpertScalars(0, 0.5, 0.5),), work=work_of(aligned))
+    want, _ = run(REFERENCE, same, aligned, dtype)
+    assert torch.equal(bits(out)[~want.isnan()], bits(want)[~want.isnan()])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_inputs_are_found(dtype: torch.dtype, value: float) -> None:
+    op = FusedOp("task_vector", (ExpertScalars(0, 0.5), ExpertScalars(1, 0.5)), work=torch.float64)
+    for place in (-1, 0, 1):
+        t = tile(CHUNK + 5, [dtype] * 3, "near")
+        victim = t.base if place == -1 else t.experts[place]
+        victim[CHUNK + 2] = value
+        for backend in (*BACKENDS, REFERENCE):
+            assert place in run(backend, op, t, dtype)[1].non_finite
+
+
+def test_overflow_of_the_output_is_found() -> None:
+    base = torch.zeros(600)
+    expert = torch.zeros(600)
+    expert[599] = 70000.0
+    op = FusedOp("task_vector", (ExpertScalars(0, 1.0),))
+    for backend in (*BACKENDS, REFERENCE):
+        found = run(backend, op, Tile("w", 0, base, (expert,)), torch.float16)[1]
+        assert found.overflow and not found.non_finite
+
+
+def test_every_bf16_widens_and_rounds_to_itself() -> None:
+    every = torch.arange(-(2**15), 2**15).to(torch.int16)
+    op = FusedOp("linear_combination", (ExpertScalars(0, 1.0),))
+    for dtype in (torch.bfloat16, torch.float16):
+        x = every.view(dtype)
+        x = x[x.isfinite() & (x != 0)]
+        for backend in BACKENDS:
+            out, _ = run(backend, op, Tile("w", 0, None, (x,)), dtype)
+            assert torch.equal(bits(out), bits(x))
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64])
+def test_rounding_at_every_midpoint(narrow: torch.dtype, wide: torch.dtype) -> None:
+    """Halfway between neighbours, and one ulp of the wide type to either side of it."""
+    every = torch.arange(0, 2**15).to(torch.int16).view(narrow)
+    every = every[every.isfinite()].to(wide)
+    middle = (every[:-1] + every[1:]) / 2
+    ends = [middle, middle.nextafter(every[1:]), middle.nextafter(every[:-1])]
+    x = torch.cat([*ends, *(-m for m in ends)])
+    op = FusedOp("linear_combination", (ExpertScalars(0, 1.0),), work=wide)
+    for backend in BACKENDS:
+        out, _ = run(backend, op, Tile("w", 0, None, (x,)), narrow)
+        assert torch.equal(bits(out), bits(round_to(x + 0.0, narrow)))
+
+
+@GRID
+@given(data=st.data())
+def test_magnitudes_and_counts(data) -> None:
+    t = data.draw(tiles(most_experts=3))
+    work = work_of(t)
+    brackets = []
+    for expert in range(len(t.experts)):
+        want = REFERENCE.magnitudes(t, expert, work)
+        for backend in BACKENDS:
+            assert torch.equal(backend.magnitudes(t, expert, work), want)
+        for shift, bins in ((0, 1), (0, 77), (13, 300)):
+            low = int(want[data.draw(st.integers(0, t.numel - 1))]) if t.numel else 5
+            brackets.append(Bracket(expert, max(0, low - (bins << shift) // 3), shift, bins))
+    for backend in BACKENDS:
+        got = backend.count(t, brackets, work)
+        for mine, theirs in zip(got, REFERENCE.count(t, brackets, work), strict=True):
+            assert mine.above == theirs.above
+            assert torch.equal(mine.histogram, theirs.histogram)
+            assert torch.equal(mine.chunks, theirs.chunks)
+
+
+@GRID
+@given(data=st.data())
+def test_reductions(data) -> None:
+    t = data.draw(tiles(most_experts=3))
+    op = data.draw(ops(t))
+    sums, gram = REFERENCE.masked_sums(op, t), REFERENCE.gram(t, op.work)
+    for backend in BACKENDS:
+        assert torch.equal(backend.masked_sums(op, t), sums)
+        assert torch.equal(backend.gram(t, op.work), gram)
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    t = tile(5 * CHUNK + 3, [torch.bfloat16] * 4, "near")
+    op = FusedOp(
+        "task_vector", tuple(ExpertScalars(i, 0.7, keep_below=2**31) for i in range(3)), "mass"
+    )
+    one = run(CpuBackend(threads=1), op, t, torch.bfloat16)[0]
+    for threads in (2, 3, 8):
+        assert torch.equal(run(CpuBackend(threads=threads), op, t, torch.bfloat16)[0], one)
+
+
+def test_a_caller_that_flushes_denormals_changes_nothing() -> None:
+    t = tile(1000, [torch.float32] * 3, "denormal")
+    op = FusedOp("task_vector", (ExpertScalars(0, 0.5), ExpertScalars(1, 0.5)))
+    want = run(BACKENDS[-1], op, t, torch.float32)[0]
+    torch.set_flush_denormal(True)
+    try:
+        got = run(BACKENDS[-1], op, t, torch.float32)[0]
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(bits(got), bits(want))
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "want"),
+    [
+        # Random123's known answers for philox4x32, 10 rounds (tests/kat_vectors)
+        ((0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        (
+            (0xFFFFFFFF,) * 4,
+            0xFFFFFFFFFFFFFFFF,
+            (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
+        ),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            0x299F31D0A4093822,
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_known_answers(counter, key, want) -> None:
+    assert _C.philox(counter, key) == want
