@@ -1,0 +1,178 @@
+"""Methods: what each asks for, its parameters, presets and the errors of wrong ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from mergekern.errors import RecipeError
+from mergekern.methods import all_methods, get_method
+from mergekern.recipe import read
+from mergekern.recipe.resolve import Recipe
+
+TWO = {"models": ["org/a", "org/b"], "base": "org/base"}
+
+
+def recipe(method: str, preset: str | None = None, **parameters: object) -> Recipe:
+    inputs = TWO if get_method(method).base else {"models": TWO["models"]}
+    return read(method, **inputs, preset=preset, parameters=parameters)
+
+
+def spec(method: str, preset: str | None = None, **parameters: object):
+    return recipe(method, preset, **parameters).spec("t", (0, 1))
+
+
+def test_the_table_has_what_recipes_name() -> None:
+    assert [method.name for method in all_methods()] == [
+        "linear",
+        "task_arithmetic",
+        "ties",
+        "dare_linear",
+        "dare_ties",
+        "breadcrumbs",
+        "breadcrumbs_ties",
+    ]
+
+
+@pytest.mark.parametrize("method", all_methods(), ids=lambda method: method.name)
+def test_every_method_is_documented(method) -> None:
+    assert "out = " in method.doc
+    assert method.paper.startswith("arXiv:")
+    for parameter in method.parameters:
+        assert parameter.doc.text
+        assert parameter.default_text
+
+
+@pytest.mark.parametrize(
+    ("method", "elect", "normalize", "rescale", "trims"),
+    [
+        ("task_arithmetic", "none", False, "none", False),
+        ("ties", "mass", True, "none", True),
+        ("dare_linear", "none", False, "l1", False),
+        ("dare_ties", "mass", False, "l1", False),
+        ("breadcrumbs", "none", False, "none", True),
+        ("breadcrumbs_ties", "mass", False, "none", True),
+    ],
+)
+def test_defaults_are_mergekits(method, elect, normalize, rescale, trims) -> None:
+    made = spec(method, density=0.5)
+    assert (made.rule, made.combine, made.ballot) == ("task_vector", "sum", "weighted")
+    assert (made.elect, made.normalize, made.rescale) == (elect, normalize, rescale)
+    assert (made.scope, made.ties, made.lambda_) == ("tensor", "index", 1.0)
+    assert made.trims is trims
+    assert made.keep == ((0.5, 0.5) if method.startswith("dare") else (1.0, 1.0))
+    assert made.gamma == ((0.01, 0.01) if method.startswith("breadcrumbs") else (0.0, 0.0))
+
+
+def test_linear_is_a_normalized_combination() -> None:
+    made = spec("linear", weight=[1, 3])
+    assert (made.rule, made.weight, made.normalize) == ("linear_combination", (1.0, 3.0), True)
+
+
+def test_a_spec_holds_the_experts_that_take_part() -> None:
+    made = recipe("ties", weight=[1, 2], density=[0.1, 0.2]).spec("t", (1,))
+    assert (made.weight, made.density) == ((2.0,), (0.2,))
+
+
+def test_ties_paper() -> None:
+    made = spec("ties", "paper")
+    assert (made.scope, made.ties, made.elect, made.ballot) == (
+        "model",
+        "keep",
+        "mass",
+        "unweighted",
+    )
+    assert (made.combine, made.normalize, made.rescale) == ("mean", False, "none")
+    assert made.density == (0.2, 0.2)
+
+
+def test_peft_presets() -> None:
+    made = spec("ties", "peft", density=0.4)
+    assert (made.scope, made.ballot, made.combine, made.normalize) == (
+        "tensor",
+        "unweighted",
+        "mean",
+        False,
+    )
+    made = spec("dare_ties", "peft", density=0.4)
+    assert (made.rescale, made.ballot, made.combine) == ("drop_rate", "unweighted", "mean")
+    assert spec("dare_linear", "peft").rescale == "drop_rate"
+    assert spec("dare_linear", "paper").rescale == "drop_rate"
+
+
+def test_a_given_parameter_wins_over_the_preset() -> None:
+    made = spec("ties", "paper", density=0.3, scope="tensor")
+    assert (made.density, made.scope, made.combine) == ((0.3, 0.3), "tensor", "mean")
+
+
+def test_an_unknown_preset_says_who_has_which() -> None:
+    with pytest.raises(RecipeError, match=r"task_arithmetic has no preset 'paper'.*ties: paper, p"):
+        spec("task_arithmetic", "paper")
+
+
+@pytest.mark.parametrize("disjoint", ["mean", "max"])
+def test_normalize_yields_to_disjoint(disjoint) -> None:
+    assert recipe("ties", disjoint=disjoint).parameters["normalize"] is False
+    with pytest.raises(RecipeError, match=f"normalize divides .* disjoint={disjoint}"):
+        spec("ties", disjoint=disjoint, normalize=True)
+
+
+@pytest.mark.parametrize(("given", "meant"), [(True, "l1"), (False, "none"), ("drop_rate",) * 2])
+def test_rescale_takes_mergekits_booleans(given, meant) -> None:
+    assert spec("dare_ties", rescale=given).rescale == meant
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
+@pytest.mark.parametrize("weight", [[1, -1], [0, 0], [0.1, -0.1000000001]])
+def test_weights_that_cancel_cannot_be_normalized(method, weight) -> None:
+    with pytest.raises(RecipeError, match="sum to .* set normalize to false"):
+        spec(method, weight=weight, normalize=True)
+    assert spec(method, weight=weight, normalize=False).normalize is False
+
+
+def test_elected_weights_may_cancel() -> None:
+    assert spec("ties", weight=[1, -1]).normalize is True
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "message"),
+    [
+        ("ties", {"density": 0}, r"model org/a: density is 0; want a number in \(0, 1\]"),
+        ("ties", {"density": [0.5, 1.5]}, r"model org/b: density is 1.5; want a number in"),
+        ("breadcrumbs", {"gamma": 1}, r"gamma is 1; want a number in \[0, 1\)"),
+        ("ties", {"lambda": "inf"}, "lambda is 'inf'; want a finite number"),
+        ("ties", {"weight": float("nan")}, "weight is nan; want a finite number"),
+        ("ties", {"weight": True}, "weight is True; want a finite number"),
+        ("ties", {"weight": [1, 2, 3]}, r"weight has 3 values for 2 models \(org/a, org/b\)"),
+        ("ties", {"densty": 0.2}, "ties has no parameter 'densty'; did you mean 'density'?"),
+        ("ties", {"gamma": 0.1}, "no parameter 'gamma'; breadcrumbs, breadcrumbs_ties have it"),
+        ("ties", {"elect": "loudest"}, "elect is 'loudest'; want one of mass, count"),
+        ("ties", {"lambda": 1, "lambda_": 2}, "lambda is given twice"),
+        ("ties", {"normalize": "maybe"}, "normalize is 'maybe'; want true or false"),
+        ("dare_ties", {"seed": -1}, "seed is -1; want a whole number"),
+        ("dare_ties", {"seed": 1.5}, "seed is 1.5; want a whole number"),
+    ],
+)
+def test_wrong_parameters_are_named(method, parameters, message) -> None:
+    with pytest.raises(RecipeError, match=message):
+        spec(method, **parameters)
+
+
+def test_strings_are_numbers_where_they_can_be() -> None:
+    made = spec("ties", weight="1e-5", density=["0.5", "1"], lambda_="2", normalize="false")
+    assert (made.weight, made.density) == ((1e-5, 1e-5), (0.5, 1.0))
+    assert (made.lambda_, made.normalize) == (2.0, False)
+
+
+def test_what_has_no_effect_is_noted() -> None:
+    notes = recipe("task_arithmetic", density=0.5, int8_mask=True).notes
+    assert notes == (
+        "int8_mask has no effect: it changes no number",
+        "density has no effect: task_arithmetic keeps every delta whole",
+    )
+    assert recipe("ties", density=0.5).notes == ()
+
+
+@pytest.mark.parametrize("name", ["tise", "Ties", "dare-ties", "task_arithmetics"])
+def test_a_misspelt_method_suggests_the_nearest(name) -> None:
+    with pytest.raises(RecipeError, match=f"unknown method '{name}'; did you mean "):
+        read(name, **TWO)

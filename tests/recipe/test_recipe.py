@@ -1,0 +1,205 @@
+"""Recipes: the file format, precedence, references, and what wrong ones are told."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mergekern.errors import RecipeError
+from mergekern.recipe import parse_source, read
+
+TIES = """
+merge_method: ties
+models:
+- model: org/a
+  parameters: {weight: 1e-5, density: 0.5}
+- model: org/b
+base_model: org/base
+parameters: {density: 0.25, lambda: 2}
+dtype: float32
+out_dtype: bfloat16
+"""
+
+
+def recipe(**changes: object) -> dict[str, object]:
+    content: dict[str, object] = {
+        "merge_method": "ties",
+        "models": [{"model": "org/a"}, {"model": "org/b"}],
+        "base_model": "org/base",
+    }
+    return content | changes
+
+
+def test_mergekits_simplest_shape(tmp_path) -> None:
+    path = tmp_path / "recipe.yml"
+    path.write_text(TIES)
+    for source in (str(path), path, TIES):
+        made = read(source)
+        assert made.method.name == "ties"
+        assert [expert.label for expert in made.experts] == ["org/a", "org/b"]
+        assert made.base is not None and made.base.label == "org/base"
+        assert made.parameters["weight"] == (1e-5, 1.0)
+        assert made.parameters["density"] == (0.5, 0.25)
+        assert made.parameters["lambda"] == 2.0
+        assert (made.dtype, made.out_dtype) == (torch.float32, torch.bfloat16)
+
+
+def test_an_object_that_dumps_itself_as_mergekits_does() -> None:
+    reference = {"model": {"path": "org/a", "revision": "v1"}, "lora": None}
+    dumped = {
+        "merge_method": "linear",
+        "models": [{"model": reference, "parameters": {"weight": 2, "density": None}}],
+        "slices": None,
+        "tokenizer": None,
+        "base_model": None,
+        "dtype": None,
+    }
+    made = read(SimpleNamespace(model_dump=lambda: dumped), parameters={"normalize": False})
+    assert made.experts[0].revision == "v1"
+    assert made.parameters == {"weight": (2.0,), "normalize": False}
+
+
+def test_precedence() -> None:
+    content = recipe(
+        models=[{"model": "org/a", "parameters": {"density": 0.1}}, {"model": "org/b"}],
+        parameters={"density": 0.3, "scope": "tensor"},
+        preset="paper",
+    )
+    made = read(content)
+    assert made.parameters["density"] == (0.1, 0.3)
+    assert made.parameters["scope"] == "tensor"
+    assert made.parameters["disjoint"] == "mean"
+    assert made.parameters["elect"] == "mass"
+    assert read(content, parameters={"density": 0.9}).parameters["density"] == (0.9, 0.9)
+    assert read(content, parameters={"density": [0.7, 0.8]}).parameters["density"] == (0.7, 0.8)
+    assert read(recipe(preset="paper")).parameters["density"] == (0.2, 0.2)
+
+
+def test_a_recipe_written_out_means_the_same() -> None:
+    made = read("dare_ties", models=["org/a", "org/b"], base="org/base", preset="paper", seed=7)
+    again = read(made.to_dict())
+    assert again.parameters == made.parameters
+    assert again.to_dict() == made.to_dict()
+    assert again.seed == 7
+
+
+def test_seed() -> None:
+    drop = recipe(merge_method="dare_ties", parameters={"seed": 3})
+    assert read(drop).seed == 3
+    assert read(drop, seed=4).seed == 4
+    assert read(recipe(), seed=4).notes == ("seed has no effect: ties draws no random numbers",)
+    assert read(recipe(), seed=0).notes == ()
+
+
+def test_a_listed_base_is_no_expert_of_deltas() -> None:
+    made = read(recipe(base_model="org/a"))
+    assert [expert.label for expert in made.experts] == ["org/b"]
+    assert [source.label for source in made.sources] == ["org/a", "org/b"]
+    models = [{"model": "org/a", "parameters": {"weight": 2}}, {"model": "org/b"}]
+    made = read(recipe(models=models, base_model="org/a"))
+    assert made.notes == ("parameters of org/a have no effect: it is the base",)
+
+
+def test_linear_averages_a_listed_base_and_needs_a_weight_for_another() -> None:
+    made = read(recipe(merge_method="linear", base_model="org/b"))
+    assert made.base is made.experts[1]
+    assert made.sources == made.experts
+    made = read(recipe(merge_method="linear", parameters={"weight": 1}))
+    assert [expert.label for expert in made.experts] == ["org/a", "org/b", "org/base"]
+    assert made.base is made.experts[2]
+    with pytest.raises(RecipeError, match="org/base as one more input.*list it under models with"):
+        read(recipe(merge_method="linear"))
+    with pytest.raises(RecipeError, match="org/base as one more input"):
+        read("linear", models=["org/a"], base="org/base", parameters={"weight": [1.0]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"merge_method": "tie"}, "unknown method 'tie'; did you mean 'ties'?"),
+        ({"base_modle": "x"}, "unknown key 'base_modle'; did you mean 'base_model'?"),
+        ({"models": [{"model": "a", "paramters": {}}]}, "models.0.paramters'; did you mean 'param"),
+        ({"slices": [1]}, "'slices' of mergekit's format is not read yet"),
+        ({"tokenizer_source": "union"}, "'tokenizer_source' of mergekit's format is not read yet"),
+        ({"chat_template": "auto"}, "'chat_template' of mergekit's format is not read yet"),
+        ({"parameters": {"density": [0.1, 0.9]}}, "density: a list of values over the layers"),
+        ({"parameters": {"density": {"value": 1}}}, "density: values with a filter are not read"),
+        ({"parameters": {"density": [{"value": 1}]}}, "density: values with a filter are not read"),
+        ({"parameters": 3}, "parameters is 3; want a mapping"),
+        ({"models": []}, "models is empty"),
+        ({"models": None}, "the key 'models' is missing"),
+        ({"models": {"a": 1}}, "want a list of entries `- model: ...`"),
+        ({"models": ["org/a"]}, r"models\[0\] is 'org/a'; want an entry `model: ...`"),
+        ({"models": [{"model": "a"}, {"model": "a/"}]}, "model a/ is listed twice"),
+        ({"models": [{"model": "org/base"}]}, "no models to merge besides the base org/base"),
+        ({"models": [{"model": "a+lora"}]}, "LoRA inputs are not read yet"),
+        ({"models": [{"model": {"model": "a", "lora": "l"}}]}, "LoRA inputs are not read yet"),
+        ({"base_model": None}, "ties needs a base model.*--base"),
+        ({"dtype": "int64"}, "dtype 'int64' is not one of float64"),
+        ({"merge_method": 3}, "merge_method is 3: "),
+        (
+            {"models": [{"model": "org/a", "parameters": {"normalize": False}}]},
+            "model org/a: normalize is one for .*put `normalize` under the top-level parameters",
+        ),
+    ],
+)
+def test_wrong_recipes_are_told_what_to_mend(changes, message) -> None:
+    with pytest.raises(RecipeError, match=message):
+        read(recipe(**changes))
+
+
+def test_files_that_are_no_recipes(tmp_path) -> None:
+    with pytest.raises(RecipeError, match=r"recipe missing\.yml cannot be read: No such file"):
+        read("missing.yml")
+    path = tmp_path / "bad.yml"
+    path.write_text("a: [1")
+    with pytest.raises(RecipeError, match=r"bad\.yml: not valid YAML.*line"):
+        read(path)
+    path.write_text("just words")
+    with pytest.raises(RecipeError, match=r"bad\.yml: want a mapping"):
+        read(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match=r"bad\.yml cannot be read: not a text file"):
+        read(path)
+    with pytest.raises(RecipeError, match="recipe .* cannot be read: Is a directory"):
+        read(tmp_path)
+    with pytest.raises(RecipeError, match="want a method's name"):
+        read(3)
+
+
+def test_models_belong_to_a_methods_name() -> None:
+    with pytest.raises(RecipeError, match="a recipe lists its own"):
+        read(recipe(), models=["org/c"])
+    with pytest.raises(RecipeError, match="models is None; want a list"):
+        read("ties", base="org/base")
+    with pytest.raises(RecipeError, match="models is 'org/a'; want a list"):
+        read("ties", base="org/base", models="org/a")
+    with pytest.raises(RecipeError, match="models is empty"):
+        read("ties", base="org/base", models=[])
+
+
+def test_references(tmp_path) -> None:
+    assert parse_source("org/a@v1", "m").where == "org/a"
+    assert parse_source("org/a@v1", "m").revision == "v1"
+    assert parse_source("org/a@v1", "m").label == "org/a@v1"
+    assert parse_source({"model": {"path": "org/a", "revision": "v1"}}, "m").revision == "v1"
+    assert parse_source({"path": "org/a@v2"}, "m").revision == "v2"
+    odd = tmp_path / "a+b@c"
+    odd.mkdir()
+    assert parse_source(str(odd), "m").where == str(odd)
+    assert parse_source(odd, "m").where == str(odd)
+    state = {"w": torch.zeros(1)}
+    assert parse_source(state, "models[0]").in_memory
+    assert parse_source(state, "models[0]").label == "models[0]"
+    for wrong in ("org/a@", "a@b@c", "@v", " ", None, 3, ["a"], {"model": None}):
+        with pytest.raises(RecipeError, match="^m"):
+            parse_source(wrong, "m")
+
+
+def test_one_folder_under_two_names_is_one_model(tmp_path, monkeypatch) -> None:
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="listed twice"):
+        read(recipe(models=[{"model": "a"}, {"model": str(tmp_path / "a") + "/"}]))
