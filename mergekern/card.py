@@ -36,7 +36,8 @@ def model_card(recipe: Recipe, plan: Plan) -> str:
     if "seed" in plan.parameters:
         parts.append(f"Random numbers come from seed {plan.seed}.")
     for title, lines in (
-        ("Copied, or merged from fewer models", group_steps(plan.steps)),
+        ("Copied", group_steps(plan.steps, "copy")),
+        ("Merged differently", group_steps(plan.steps, "merge")),
         ("Left out", group_dropped(plan.dropped)),
         ("Without effect", list(plan.notes)),
     ):

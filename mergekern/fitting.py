@@ -156,8 +156,13 @@ class Fitting:
             expert_index=places,
             work=work_dtype([info.dtype for _, info in fit.values()]),
             spec=AS_IS if alone else self.recipe.spec(name, places),
-            note=f"{self.labels[like]} alone: {why}" if alone else f"but {why}" if why else "",
+            note=f"{self.labels[like]} alone: {why}" if alone else why or self._lent(name, fit),
         )
+
+    def _lent(self, name: str, fit: Held) -> str:
+        """Which models give a tensor of another name, to which theirs of this name is tied."""
+        lent = {model: stored for model, (stored, _) in fit.items() if stored != name}
+        return "; ".join(f"{self.labels[model]} gives {stored}" for model, stored in lent.items())
 
     def _check_mergeable(self, name: str, fit: Held) -> None:
         for model, (_, info) in fit.items():

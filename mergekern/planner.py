@@ -56,8 +56,9 @@ def build_plan(
         gone += left_out
         steps += [] if step is None else [step]
     if faults:
-        more = f" ({len(faults) - 1} more tensors do not fit)" if len(faults) > 1 else ""
-        raise MismatchError(faults[0] + more)
+        others = len(faults) - 1
+        count = "1 more tensor does" if others == 1 else f"{others} more tensors do"
+        raise MismatchError(faults[0] + (f" ({count} not fit)" if others else ""))
     if not steps:
         raise MismatchError("nothing is left to merge: no tensor fits the base")
     steps = _widen(steps, recipe.dtype)

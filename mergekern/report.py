@@ -30,17 +30,18 @@ def plan_text(plan: Plan) -> str:
     if plan.memory is not None:
         rows.append(("memory", str(plan.memory)))
     rows += [("shares", f"{alias} with {first}") for alias, first in plan.aliases.items()]
-    rows += [("copied", line) for line in group_steps(plan.steps)]
+    rows += [("copied", line) for line in group_steps(plan.steps, "copy")]
+    rows += [("merged", line) for line in group_steps(plan.steps, "merge")]
     rows += [("left out", line) for line in group_dropped(plan.dropped)]
     rows += [("note", note) for note in plan.notes]
     return "\n".join(_align(rows))
 
 
-def group_steps(steps: Iterable[Step]) -> list[str]:
-    """Steps with a note, those with the same one in one line."""
+def group_steps(steps: Iterable[Step], action: str) -> list[str]:
+    """Steps of an action that have a note, those with the same one in one line."""
     groups: dict[str, list[str]] = {}
     for step in steps:
-        if step.note:
+        if step.note and step.action == action:
             groups.setdefault(step.note, []).append(step.name)
     return [f"{_some(names)}: {note}" for note, names in groups.items()]
 
