@@ -13,12 +13,13 @@ from mergekern.errors import CheckpointError
 def parse_object(data: bytes, what: str, *, strict: bool = True) -> dict[str, Any]:
     """The JSON object in `data`; `what` names it in messages.
 
-    strict: refuse NaN and Infinity, which JSON does not have though some config.json do.
-    Raises CheckpointError for anything that is not one object without duplicate keys.
+    strict: refuse keys given twice, and NaN and Infinity, which JSON does not have; a config.json
+    may hold them all, and Python's reader, which transformers uses, takes the last of two keys.
+    Raises CheckpointError for anything that is not one object.
     """
-    constants: Any = {"parse_constant": _refuse_constant} if strict else {}
+    hooks: Any = {"object_pairs_hook": _unique, "parse_constant": _refuse_constant}
     try:
-        found = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, **constants)
+        found = json.loads(data.decode("utf-8"), **(hooks if strict else {}))
     except (ValueError, RecursionError) as error:  # ValueError covers JSON, UTF-8 and huge numbers
         raise CheckpointError(f"{what}: is not valid JSON: {error}") from error
     if not isinstance(found, dict):

@@ -38,7 +38,7 @@ class MemoryCheckpoint:
         files: Sequence[WeightFile] = (),
     ) -> None:
         self.label = label
-        self._tensors = _plain_tensors(label, state)
+        self._tensors = plain_tensors(label, state)
         self.config: Mapping[str, Any] = config or {}
         self.folder = folder
         self.fingerprint = fingerprint
@@ -58,7 +58,8 @@ class MemoryCheckpoint:
         row = math.prod(tensor.shape[1:])
         first = start // row if row else 0
         last = -(-stop // row) if row else 0
-        return tensor[first:last].reshape(-1)[start - first * row : stop - first * row]
+        rows = tensor[first:last].reshape(-1)
+        return rows[start - first * row : stop - first * row].contiguous()
 
     def verify_unchanged(self) -> None:
         """Raise CheckpointError when a mapped file changed; memory itself is the caller's."""
@@ -83,7 +84,7 @@ def open_module(label: str, module: torch.nn.Module) -> MemoryCheckpoint:
     return MemoryCheckpoint(label, module.state_dict(), config=config)
 
 
-def _plain_tensors(label: str, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def plain_tensors(label: str, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The state dict as detached dense CPU tensors; CheckpointError names what is none."""
     if not state:
         raise CheckpointError(f"{label}: holds no tensors")
@@ -94,8 +95,8 @@ def _plain_tensors(label: str, state: Mapping[str, Any]) -> dict[str, torch.Tens
     if others:
         kind = type(state[sorted(others)[0]]).__name__
         raise CheckpointError(
-            f"{label}: holds entries that are not tensors: {listing(others)} (the first a {kind}); "
-            f"take them out, or give the state dict inside"
+            f"{label}: holds entries that are not tensors: {listing(others)} (the first of type "
+            f"{kind}); take them out, or give the state dict inside"
         )
     return {name: _plain(label, name, value) for name, value in state.items()}
 

@@ -14,7 +14,7 @@ import torch
 
 from mergekern.checkpoint.files import WeightFile
 from mergekern.checkpoint.index import check_index, read_index, shard_names
-from mergekern.checkpoint.memory import MemoryCheckpoint
+from mergekern.checkpoint.memory import MemoryCheckpoint, plain_tensors
 from mergekern.errors import CheckpointError
 
 SINGLE = "pytorch_model.bin"
@@ -29,24 +29,25 @@ def open_bin(label: str, folder: Path, kind: str, config: Mapping[str, Any]) -> 
     weight_map = read_index(index) if kind == INDEX else {}
     shards = shard_names(index, weight_map) if kind == INDEX else [SINGLE]
     files = [WeightFile(folder / shard, shard) for shard in shards]
-    loaded = {file.name: load_entries(file) for file in files}
+    loaded = {file.name: load_tensors(file) for file in files}
     if kind == INDEX:
         check_index(index, weight_map, loaded)
     return MemoryCheckpoint(
         label,
-        {name: value for entries in loaded.values() for name, value in entries.items()},
+        {name: tensor for tensors in loaded.values() for name, tensor in tensors.items()},
         config=config,
         folder=folder,
-        places={name: shard for shard, entries in loaded.items() for name in entries},
+        places={name: shard for shard, tensors in loaded.items() for name in tensors},
         fingerprint={file.name: _fingerprint(file, loaded[file.name]) for file in files},
         files=files,
     )
 
 
-def load_entries(file: WeightFile) -> dict[str, Any]:
-    """What a .bin file holds, by name: mapped, or read whole if it is of the old kind.
+def load_tensors(file: WeightFile) -> dict[str, torch.Tensor]:
+    """The tensors in a .bin file: mapped, or read whole if it is of the old kind.
 
-    Raises CheckpointError when it is damaged, or asks to run code as pickles may.
+    Raises CheckpointError when it is damaged, holds anything else, or asks to run code as pickles
+    may.
     """
     try:
         loaded = torch.load(file.path, map_location="cpu", weights_only=True, mmap=_is_zip(file))
@@ -59,7 +60,7 @@ def load_entries(file: WeightFile) -> dict[str, Any]:
         raise CheckpointError(
             f"{file.path}: holds a {type(loaded).__name__}, wanted tensors by name; {CONVERT}"
         )
-    return dict(loaded)
+    return plain_tensors(str(file.path), loaded)
 
 
 def _is_zip(file: WeightFile) -> bool:
@@ -74,10 +75,10 @@ def _refusal(message: str) -> str:
     return f"would run code on loading (it asks for {wanted[1]}) and is refused; {CONVERT}"
 
 
-def _fingerprint(file: WeightFile, entries: Mapping[str, Any]) -> str:
+def _fingerprint(file: WeightFile, tensors: Mapping[str, torch.Tensor]) -> str:
     """sha256 of what the file says of its contents: names, sizes and, in a zip, checksums."""
     said: list[object] = [file.size]
-    said += [(name, str(value.dtype), tuple(value.shape)) for name, value in entries.items()]
+    said += [(name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()]
     if _is_zip(file):
         try:
             with zipfile.ZipFile(file.path) as archive:
