@@ -10,7 +10,7 @@ from pathlib import Path
 from mergekern.errors import BudgetError
 from mergekern.plan import Plan, Step
 from mergekern.sizes import format_size
-from mergekern.statistics import TILE_ALIGN
+from mergekern.tiles import TILE_ALIGN
 
 MIB = 1 << 20
 RUNTIME_CAP = 512 * MIB  # a notebook that already holds models must not be refused for it

@@ -1,4 +1,4 @@
-"""The output folder: shards under temporary names, written in place, renamed when they are whole."""
+"""The output folder: shards under temporary names, written in place, renamed when whole."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mergekern import journal
 from mergekern.checkpoint.files import write_whole
 from mergekern.checkpoint.layout import Shard, index_json
 from mergekern.errors import OutputError
-from mergekern.journal import Journal, Range
+from mergekern.journal import Range
 from mergekern.units import Coverage
 
 LOCK = "mergekern.lock.json"
@@ -49,8 +49,10 @@ def is_finished(folder: Path, digest: str, shards: Sequence[Shard]) -> bool:
         return False
     found = finished_digest(folder)
     if found != digest:
-        what = f"{len(names)} other files ({', '.join(names[:3])}, …)" if found is None else (
-            "a finished merge of another recipe or of other inputs"
+        what = (
+            f"{len(names)} other files ({', '.join(names[:3])}, …)"
+            if found is None
+            else ("a finished merge of another recipe or of other inputs")
         )
         raise OutputError(f"{folder}: holds {what}; remove them or choose another folder")
     for shard in shards:
@@ -199,35 +201,6 @@ class OutputFolder:
             os.rename(self._partial(shard), self.folder / shard.file)
         except OSError as error:
             raise self.failure(error, shard.file) from error
-
-
-def _allocated(self) -> int:
-        total = 0
-        for shard in self._shards:
-            for path in (self._partial(shard), self.folder / shard.file):
-                if path.exists():
-                    total += min(shard.size, path.stat().st_blocks * 512)
-        return total
-
-    def _partial(self, shard: Shard) -> Path:
-        return self.folder / f".{shard.file}.partial"
-
-    def _finish(self, number: int) -> None:
-        shard = self._shards[number]
-        try:
-            os.fsync(self._fds[number])
-            os.rename(self._partial(shard), self.folder / shard.file)
-        except OSError as error:
-            raise self.failure(error, shard.file) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _allocate(fd: int, size: int) -> None:

@@ -9,23 +9,28 @@ import torch
 
 from mergekern.fused import Tile
 from mergekern.plan import Step
-from mergekern.statistics import TILE_ALIGN
 from mergekern.stream import Pipeline
+from mergekern.tiles import TILE_ALIGN
 from mergekern.units import Cutter, Interval, Part
 
-Pass = tuple[Literal["tiles"]] | tuple[Literal["sample"], int, int]
+Pass = tuple[Literal["tiles"]] | tuple[Literal["sample"], float, int]
 
 
-def sample_ranges(numel: int, runs: int, length: int) -> list[Interval]:
-    """At most `runs` ranges of at most `length` elements, evenly spread, none overlapping.
+def sample_ranges(numel: int, share: float, run: int) -> list[Interval]:
+    """About `share` of a tensor in ranges of about `run` elements, evenly spread; all of it for 1.
 
     They begin at multiples of TILE_ALIGN as all tiles do, so that they are the same ones however a
     tensor is tiled.
     """
+    wanted = min(numel, int(numel * share))
+    if not wanted:
+        return []
     chunks = -(-numel // TILE_ALIGN)
-    length = min(length, TILE_ALIGN)
-    starts = sorted({chunks * run // runs for run in range(runs)}) if chunks else []
-    return [(c * TILE_ALIGN, min(numel, c * TILE_ALIGN + length)) for c in starts]
+    runs = min(chunks, -(-wanted // run))
+    length = min(TILE_ALIGN, -(-wanted // runs)) if wanted < numel else TILE_ALIGN
+    runs = chunks if wanted == numel else runs
+    starts = [chunks * number // runs * TILE_ALIGN for number in range(runs)]
+    return [(start, min(numel, start + length)) for start in starts]
 
 
 class Resident:
@@ -39,9 +44,9 @@ class Resident:
         assert self._tile.numel == self.step.numel, f"{self.step.name}: statistics of a part of it"
         yield self._tile
 
-    def sample(self, runs: int, length: int) -> Iterator[Tile]:
+    def sample(self, share: float, run: int) -> Iterator[Tile]:
         assert self._tile.numel == self.step.numel, f"{self.step.name}: statistics of a part of it"
-        for start, stop in sample_ranges(self.step.numel, runs, length):
+        for start, stop in sample_ranges(self.step.numel, share, run):
             yield cut(self._tile, start, stop)
 
 
@@ -62,8 +67,8 @@ class Streamed:
     def tiles(self) -> Iterator[Tile]:
         return self._reel.play(self._number, ("tiles",))
 
-    def sample(self, runs: int, length: int) -> Iterator[Tile]:
-        return self._reel.play(self._number, ("sample", runs, length))
+    def sample(self, share: float, run: int) -> Iterator[Tile]:
+        return self._reel.play(self._number, ("sample", share, run))
 
 
 class Reel:

@@ -10,7 +10,7 @@ from mergekern.budget import PADDING, TILE_BYTES, UNITS
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.errors import BudgetError
 from mergekern.plan import Input, Plan, Step
-from mergekern.statistics import TILE_ALIGN
+from mergekern.tiles import TILE_ALIGN
 
 MOST_PARTS = 512  # of one unit: keeps the latency of a bundle of tiny tensors low
 LARGE = 1 << 16  # bytes from which a buffer is aligned to a page
@@ -173,8 +173,7 @@ class Cutter:
         layout = _Layout([], [])
         direct = [output and self._direct(part.step) for part in bundle]
         inputs = [
-            self._inputs(layout, part, skip)
-            for part, skip in zip(bundle, direct, strict=True)
+            self._inputs(layout, part, skip) for part, skip in zip(bundle, direct, strict=True)
         ]
         for part, places, skip in zip(bundle, inputs, direct, strict=True):
             out = self._out(layout, part, skip) if output else 0
