@@ -153,7 +153,7 @@ def _arguments(context: typer.Context, without: Sequence[str] = ()) -> dict[str,
     options = {name: value for name, value in context.params.items() if name not in own}
     return {
         **options,
-        "models": context.params["model"],
+        "models": context.params["model"] or None,
         **_parameters(context.params["param"]),
     }
 

@@ -59,8 +59,6 @@ def build_plan(
         others = len(faults) - 1
         count = "1 more tensor does" if others == 1 else f"{others} more tensors do"
         raise MismatchError(faults[0] + (f" ({count} not fit)" if others else ""))
-    if not steps:
-        raise MismatchError("nothing is left to merge: no tensor fits the base")
     steps = _widen(steps, recipe.dtype)
     return Plan(
         method=recipe.method.name,
@@ -74,7 +72,7 @@ def build_plan(
         shards=lay_out([TensorInfo(s.name, s.dtype, s.shape) for s in steps], max_shard_size),
         out_dtype=recipe.out_dtype or recipe.dtype,
         aliases=names.aliases,
-        dropped=tuple(Dropped(fitting.labels[model], *rest) for model, *rest in gone),
+        dropped=_dropped(fitting.labels, steps, gone),
         input_bytes=_bytes_of(steps, checkpoints),
         notes=recipe.notes,
     )
@@ -84,6 +82,16 @@ def _output_order(stored: Sequence[Mapping[str, str]], donor: int) -> list[str]:
     """The donor's tensors in the order of its file, then what only others have."""
     everyone = [stored[donor], *stored]
     return list(dict.fromkeys(name for names in everyone for name in names))
+
+
+def _dropped(labels: Sequence[str], steps: Sequence[Step], gone: Gone) -> tuple[Dropped, ...]:
+    """What no step reads; a tensor that serves two names may be left out of one and read by one."""
+    read = {(given.model, given.name) for step in steps for given in step.inputs}
+    reasons: dict[tuple[int, str], str] = {}
+    for model, stored, reason in gone:
+        if (model, stored) not in read:
+            reasons.setdefault((model, stored), reason)
+    return tuple(Dropped(labels[model], name, why) for (model, name), why in reasons.items())
 
 
 def _widen(steps: list[Step], dtype: torch.dtype | None) -> list[Step]:

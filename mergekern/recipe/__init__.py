@@ -58,10 +58,12 @@ def _is_method(text: str) -> bool:
 
 def _from_call(name: str, models: Sequence[Any] | None, base: Any) -> RecipeFile:
     get_method(name)
-    if isinstance(models, (str, Path)) or models is None:
-        raise RecipeError(f"models is {models!r}; want a list of the models to merge")
+    if isinstance(models, (str, Path)):
+        raise RecipeError(f"models is {str(models)!r}; want a list of the models to merge")
     if not models:
-        raise RecipeError("models is empty; list at least one model to merge")
+        raise RecipeError(
+            "no models to merge: give at least one (models= in Python, --model on the command line)"
+        )
     return RecipeFile(
         merge_method=name,
         models=tuple(

@@ -145,8 +145,6 @@ def _inputs(
 ) -> tuple[list[ModelEntry], Source | None]:
     """The entries to merge and the base; a base among the models is told apart."""
     entries = list(file.models)
-    if not entries:
-        raise RecipeError("no models to merge: give at least one")
     seen: dict[Any, Source] = {}
     for entry in entries:
         if entry.model.key in seen:
