@@ -124,7 +124,7 @@ def test_rescale_takes_mergekits_booleans(given, meant) -> None:
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
 @pytest.mark.parametrize("weight", [[1, -1], [0, 0], [0.1, -0.1000000001]])
 def test_weights_that_cancel_cannot_be_normalized(method, weight) -> None:
-    with pytest.raises(RecipeError, match="sum to .* set normalize to false"):
+    with pytest.raises(RecipeError, match=r"sum to .* set normalize to false"):
         spec(method, weight=weight, normalize=True)
     assert spec(method, weight=weight, normalize=False).normalize is False
 

@@ -109,7 +109,7 @@ def test_linear_averages_a_listed_base_and_needs_a_weight_for_another() -> None:
     made = read(recipe(merge_method="linear", parameters={"weight": 1}))
     assert [expert.label for expert in made.experts] == ["org/a", "org/b", "org/base"]
     assert made.base is made.experts[2]
-    with pytest.raises(RecipeError, match="org/base as one more input.*list it under models with"):
+    with pytest.raises(RecipeError, match=r"org/base as one more input.*list it under models with"):
         read(recipe(merge_method="linear"))
     with pytest.raises(RecipeError, match="org/base as one more input"):
         read("linear", models=["org/a"], base="org/base", parameters={"weight": [1.0]})
@@ -163,7 +163,7 @@ def test_files_that_are_no_recipes(tmp_path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match=r"bad\.yml cannot be read: not a text file"):
         read(path)
-    with pytest.raises(RecipeError, match="recipe .* cannot be read: Is a directory"):
+    with pytest.raises(RecipeError, match=r"recipe .* cannot be read: Is a directory"):
         read(tmp_path)
     with pytest.raises(RecipeError, match="want a method's name"):
         read(3)
@@ -172,11 +172,11 @@ def test_files_that_are_no_recipes(tmp_path) -> None:
 def test_models_belong_to_a_methods_name() -> None:
     with pytest.raises(RecipeError, match="a recipe lists its own"):
         read(recipe(), models=["org/c"])
-    with pytest.raises(RecipeError, match="models is None; want a list"):
+    with pytest.raises(RecipeError, match=r"no models to merge: give at least one .*--model"):
         read("ties", base="org/base")
     with pytest.raises(RecipeError, match="models is 'org/a'; want a list"):
         read("ties", base="org/base", models="org/a")
-    with pytest.raises(RecipeError, match="models is empty"):
+    with pytest.raises(RecipeError, match="no models to merge"):
         read("ties", base="org/base", models=[])
 
 
@@ -194,7 +194,7 @@ def test_references(tmp_path) -> None:
     assert parse_source(state, "models[0]").in_memory
     assert parse_source(state, "models[0]").label == "models[0]"
     for wrong in ("org/a@", "a@b@c", "@v", " ", None, 3, ["a"], {"model": None}):
-        with pytest.raises(RecipeError, match="^m"):
+        with pytest.raises(RecipeError, match=r"^m"):
             parse_source(wrong, "m")
 
 
