@@ -64,36 +64,26 @@ py::tuple fuse(const How& how, const FusedOp& op, const Inputs& inputs, uintptr_
   return py::make_tuple(non_finite, overflow);
 }
 
-// Histograms are summed over threads into int64 at `histograms[q]`, counts per chunk at chunks[q];
-// returns the counts above each bracket.
+// Adds to the tallies, [threads, bins], and to the counts per chunk; returns the counts above.
 std::vector<int64_t> count(const How& how, const Inputs& inputs, const std::vector<Bracket>& brackets,
-                           const std::vector<uintptr_t>& histograms,
+                           const std::vector<uintptr_t>& tallies,
                            const std::vector<uintptr_t>& chunks) {
   const Loops& table = loops(how.isa.c_str());
   const size_t n = brackets.size();
   std::vector<int64_t> above(n, 0);
   py::gil_scoped_release release;
-  std::vector<std::vector<uint32_t>> bins(n * how.threads);
   std::vector<Counter> counters(n * how.threads);
   for (int thread = 0; thread < how.threads; ++thread) {
     for (size_t q = 0; q < n; ++q) {
-      auto& mine = bins[thread * n + q];
-      mine.resize(brackets[q].bins, 0);
-      counters[thread * n + q] = Counter{0, mine.data(), reinterpret_cast<int64_t*>(chunks[q])};
+      int64_t* tally = reinterpret_cast<int64_t*>(tallies[q]) + thread * brackets[q].bins;
+      counters[thread * n + q] = Counter{0, tally, reinterpret_cast<int64_t*>(chunks[q])};
     }
   }
   parallel_for(how.threads, inputs.chunks(), [&](int thread, int64_t piece) {
     table.count(inputs.tile, how.wide, piece * kChunk, inputs.end(piece), brackets.data(),
                 static_cast<int>(n), &counters[thread * n]);
   });
-  for (int thread = 0; thread < how.threads; ++thread) {
-    for (size_t q = 0; q < n; ++q) {
-      const Counter& counter = counters[thread * n + q];
-      int64_t* total = reinterpret_cast<int64_t*>(histograms[q]);
-      above[q] += counter.above;
-      for (uint64_t bin = 0; bin < brackets[q].bins; ++bin) total[bin] += counter.histogram[bin];
-    }
-  }
+  for (size_t i = 0; i < counters.size(); ++i) above[i % n] += counters[i].above;
   return above;
 }
 

@@ -67,7 +67,7 @@ def count(
     how: How,
     inputs: Inputs,
     brackets: list[Bracket],
-    histograms: list[int],
+    tallies: list[int],
     chunks: list[int],
 ) -> list[int]: ...
 def masked_sums(how: How, op: FusedOp, inputs: Inputs, out: int) -> None: ...

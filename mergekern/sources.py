@@ -13,7 +13,7 @@ from mergekern.stream import Pipeline
 from mergekern.tiles import TILE_ALIGN
 from mergekern.units import Cutter, Interval, Part
 
-Pass = tuple[Literal["tiles"]] | tuple[Literal["sample"], float, int]
+Pass = tuple[Literal["tiles", "part"], int, int] | tuple[Literal["sample"], float, int]
 
 
 def sample_ranges(numel: int, share: float, run: int) -> list[Interval]:
@@ -44,6 +44,9 @@ class Resident:
         assert self._tile.numel == self.step.numel, f"{self.step.name}: statistics of a part of it"
         yield self._tile
 
+    def part(self, start: int, stop: int) -> Tile:
+        return cut(self._tile, start, stop)
+
     def sample(self, share: float, run: int) -> Iterator[Tile]:
         assert self._tile.numel == self.step.numel, f"{self.step.name}: statistics of a part of it"
         for start, stop in sample_ranges(self.step.numel, share, run):
@@ -65,7 +68,11 @@ class Streamed:
         self._number = number
 
     def tiles(self) -> Iterator[Tile]:
-        return self._reel.play(self._number, ("tiles",))
+        return self._reel.play(self._number, ("tiles", 0, self.step.numel))
+
+    def part(self, start: int, stop: int) -> Tile:
+        (tile,) = self._reel.play(self._number, ("part", start, stop))
+        return tile
 
     def sample(self, share: float, run: int) -> Iterator[Tile]:
         return self._reel.play(self._number, ("sample", share, run))
@@ -110,7 +117,9 @@ class Reel:
             tape.close()  # type: ignore[attr-defined]
 
     def _read(self, first: int, how: Pass) -> Iterator[tuple[Step, Tile]]:
-        parts = (part for step in self.steps[first:] for part in self._parts(step, how))
+        # A part is asked of one tensor alone; all else is asked of every tensor in turn.
+        steps = self.steps[first : first + 1] if how[0] == "part" else self.steps[first:]
+        parts = (part for step in steps for part in self._parts(step, how))
         for flight in self._pipeline.stream(self._cutter.units(parts, output=False)):
             for number, part in enumerate(flight.unit.parts):
                 yield part.step, flight.tile(number)
@@ -118,6 +127,8 @@ class Reel:
     def _parts(self, step: Step, how: Pass) -> Iterator[Part]:
         if how[0] == "tiles":
             return self._cutter.tiles(step, [(0, step.numel)])
+        if how[0] == "part":
+            return iter([Part(step, int(how[1]), int(how[2]))])
         ranges = sample_ranges(step.numel, how[1], how[2])
         return (Part(step, start, stop) for start, stop in ranges)
 

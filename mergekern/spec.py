@@ -52,5 +52,9 @@ class Spec:
     @property
     def whole_tensor(self) -> bool:
         """True when numbers of the whole tensor are needed before its first element is merged."""
-        l1 = self.rescale == "l1" and (self.trims or any(keep < 1 for keep in self.keep))
-        return l1 or (self.trims and self.scope == "tensor")
+        return self.whole_tensor_sums or (self.trims and self.scope == "tensor")
+
+    @property
+    def whole_tensor_sums(self) -> bool:
+        """True when the l1 rescale has something to rescale."""
+        return self.rescale == "l1" and (self.trims or any(keep < 1 for keep in self.keep))

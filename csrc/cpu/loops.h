@@ -15,7 +15,7 @@ struct Findings {
 // Counts of one bracket: `above` and `histogram` add up over calls, `chunks` is indexed by chunk.
 struct Counter {
   int64_t above;
-  uint32_t* histogram;
+  int64_t* histogram;
   int64_t* chunks;
 };
 

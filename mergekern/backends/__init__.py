@@ -1,4 +1,4 @@
-"""Who runs statistics and fused ops. Every backend gives the same bits; `reference` defines them."""
+"""Who runs statistics and fused ops: all give the same bits, and `reference` says which."""
 
 from __future__ import annotations
 
@@ -36,12 +36,14 @@ class Counts:
     """Counts of one bracket over one tile."""
 
     above: int  # magnitudes at or beyond the bracket's end
-    histogram: torch.Tensor  # int64 [bins]
     chunks: torch.Tensor  # int64 [ceil(numel / CHUNK)]: magnitudes inside, per run of CHUNK
 
 
 class Backend(Protocol):
+    """lanes: rows of a tally, each added to by one worker at a time."""
+
     name: str
+    lanes: int
 
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
         """Run the op over a tile into `out` (flat, any mergeable dtype)."""
@@ -49,8 +51,14 @@ class Backend(Protocol):
     def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
         """bits(|x_expert - base|) as int64, flat; meant for samples and single chunks."""
 
-    def count(self, tile: Tile, brackets: list[Bracket], work: torch.dtype) -> list[Counts]:
-        """Count the magnitudes of every bracket in one pass over the tile."""
+    def count(
+        self, tile: Tile, brackets: list[Bracket], work: torch.dtype, tallies: list[torch.Tensor]
+    ) -> list[Counts]:
+        """Count the magnitudes of every bracket in one pass over the tile.
+
+        What lies inside bracket q is added to tallies[q], int64 [lanes, bins]: its rows add up to
+        the histogram of all tiles counted so far.
+        """
 
     def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
         """fp64 [blocks, K, 2]: sum |d| before and after trim and drop, per BLOCK elements."""

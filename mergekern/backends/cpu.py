@@ -25,7 +25,7 @@ def available_cores() -> int:
     """The cores this process may use: its affinity mask, less what its control group withholds."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(cores, math.ceil(_cgroup_cores())))
+    return max(1, math.ceil(min(cores, _cgroup_cores())))
 
 
 def _cgroup_cores() -> float:
@@ -45,7 +45,7 @@ class CpuBackend:
     name = "cpu"
 
     def __init__(self, threads: int | None = None, instruction_set: str = "") -> None:
-        self.threads = threads or available_cores()
+        self.threads = self.lanes = threads or available_cores()
         self.instruction_set = instruction_set or instruction_sets()[-1]
 
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
@@ -67,18 +67,21 @@ class CpuBackend:
         _C.magnitudes(self._how(work), _inputs(tile), expert, out.data_ptr())
         return out
 
-    def count(self, tile: Tile, brackets: list[Bracket], work: torch.dtype) -> list[Counts]:
+    def count(
+        self, tile: Tile, brackets: list[Bracket], work: torch.dtype, tallies: list[torch.Tensor]
+    ) -> list[Counts]:
         _check(tile, work)
-        histograms = [torch.zeros(b.bins, dtype=torch.int64) for b in brackets]
+        if [t.shape for t in tallies] != [(self.lanes, b.bins) for b in brackets]:
+            raise ValueError(f"{tile.tensor}: a tally is [{self.lanes}, bins]")
         chunks = [torch.zeros(-(-tile.numel // CHUNK), dtype=torch.int64) for _ in brackets]
         above = _C.count(
             self._how(work),
             _inputs(tile),
             [_C.Bracket(expert=b.expert, low=b.low, shift=b.shift, bins=b.bins) for b in brackets],
-            [h.data_ptr() for h in histograms],
+            [t.data_ptr() for t in tallies],
             [c.data_ptr() for c in chunks],
         )
-        return [Counts(*found) for found in zip(above, histograms, chunks, strict=True)]
+        return [Counts(*found) for found in zip(above, chunks, strict=True)]
 
     def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
         _check(tile, op.work)

@@ -19,6 +19,7 @@ _WORD = 0xFFFFFFFF
 
 class ReferenceBackend:
     name = "reference"
+    lanes = 1
 
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
         rule = task_vector if op.rule == "task_vector" else linear_combination
@@ -31,9 +32,14 @@ class ReferenceBackend:
     def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
         return magnitude_bits(_deltas(tile, work)[expert])
 
-    def count(self, tile: Tile, brackets: list[Bracket], work: torch.dtype) -> list[Counts]:
+    def count(
+        self, tile: Tile, brackets: list[Bracket], work: torch.dtype, tallies: list[torch.Tensor]
+    ) -> list[Counts]:
         deltas = _deltas(tile, work)
-        return [_count(magnitude_bits(deltas[b.expert]), b) for b in brackets]
+        return [
+            _count(magnitude_bits(deltas[b.expert]), b, tally)
+            for b, tally in zip(brackets, tallies, strict=True)
+        ]
 
     def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
         sums = []
@@ -179,15 +185,12 @@ def block_sums(x: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _count(bits: torch.Tensor, bracket: Bracket) -> Counts:
+def _count(bits: torch.Tensor, bracket: Bracket, tally: torch.Tensor) -> Counts:
     inside = (bits >= bracket.low) & (bits < bracket.end)
     bins = (bits[inside] - bracket.low) >> bracket.shift
+    tally += torch.bincount(bins, minlength=bracket.bins)
     chunks = [int(part.sum()) for part in inside.split(CHUNK)] if bits.numel() else []
-    return Counts(
-        above=int((bits >= bracket.end).sum()),
-        histogram=torch.bincount(bins, minlength=bracket.bins),
-        chunks=torch.tensor(chunks, dtype=torch.int64),
-    )
+    return Counts(int((bits >= bracket.end).sum()), torch.tensor(chunks, dtype=torch.int64))
 
 
 def _deltas(tile: Tile, work: torch.dtype) -> list[torch.Tensor]:

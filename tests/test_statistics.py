@@ -1,0 +1,168 @@
+"""Exact trimming: what is kept is what a full sort keeps, for both tie rules and both scopes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import tile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mergekern import selection
+from mergekern.backends import get_backend
+from mergekern.backends.cpu import CpuBackend
+from mergekern.backends.reference import ReferenceBackend, block_sums, coins, trim
+from mergekern.fused import Tile
+from mergekern.plan import Input, Step
+from mergekern.sources import Resident, cut, sample_ranges
+from mergekern.spec import Spec
+from mergekern.statistics import kept_ranks, model_windows, resolve
+from mergekern.tiles import TILE_ALIGN
+
+BACKEND = get_backend("cpu")
+
+
+class Tiled:
+    """A source in several tiles, as a tensor larger than the budget is read."""
+
+    def __init__(self, step: Step, whole: Tile, length: int) -> None:
+        self.step, self.whole, self.length, self.reads = step, whole, length, 0
+
+    def tiles(self):
+        self.reads += 1
+        for start in range(0, self.whole.numel, self.length):
+            yield cut(self.whole, start, min(self.whole.numel, start + self.length))
+
+    def part(self, start: int, stop: int) -> Tile:
+        return cut(self.whole, start, stop)
+
+    def sample(self, share: float, run: int):
+        for start, stop in sample_ranges(self.step.numel, share, run):
+            yield cut(self.whole, start, stop)
+
+
+def spec_of(experts: int, **changes) -> Spec:
+    row = (1.0,) * experts
+    defaults = {"density": row, "gamma": (0.0,) * experts, "keep": row}
+    return Spec(rule="task_vector", weight=row, **(defaults | changes))
+
+
+def source_of(t: Tile, spec: Spec, name: str = "w", length: int = 0, work=torch.float32):
+    experts = tuple(Input(i + 1, name) for i in range(len(t.experts)))
+    places = tuple(range(len(t.experts)))
+    step = Step(
+        name, "merge", torch.float32, (t.numel,), Input(0, name), experts, places, work, spec
+    )
+    t = Tile(name, 0, t.base, t.experts)
+    return Tiled(step, t, length) if length else Resident(step, t)
+
+
+def sorted_mask(d: torch.Tensor, density: float, gamma: float, ties: str) -> torch.Tensor:
+    """The meaning of trimming, by a stable sort of all magnitudes."""
+    top = min(int(gamma * d.numel()), d.numel() - max(1, int(density * d.numel())))
+    stop = top + max(1, int(density * d.numel()))
+    order = d.abs().sort(descending=True, stable=True)
+    if ties == "keep":
+        return (d.abs() >= order.values[stop - 1]) & (d.abs() <= order.values[top])
+    mask = torch.zeros(d.numel(), dtype=torch.bool)
+    mask[order.indices[top:stop]] = True
+    return mask
+
+
+def kept(d: torch.Tensor, window) -> torch.Tensor:
+    """What a window keeps; deltas of zero are marked by a value that survives."""
+    bits_of = d.abs().view(torch.int64 if d.dtype == torch.float64 else torch.int32).long()
+    index = torch.arange(d.numel())
+    low = window.lo + (index > window.lo_last).long()
+    high = torch.where(index > window.hi_last, bits_of > window.hi, bits_of >= window.hi)
+    return (bits_of >= low) & ~high
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    numel=st.sampled_from([1, 2, 99, 4096, 65536, 65537, 200_001, 400_000]),
+    kind=st.sampled_from(["near", "bits", "equal", "denormal", "zeros"]),
+    dtype=st.sampled_from([torch.bfloat16, torch.float32, torch.float64]),
+    density=st.sampled_from([0.001, 0.2, 0.5, 0.93, 1.0]),
+    gamma=st.sampled_from([0.0, 0.01, 0.3]),
+    ties=st.sampled_from(["index", "keep"]),
+    length=st.sampled_from([0, TILE_ALIGN, 3 * TILE_ALIGN]),
+)
+def test_trimming_keeps_what_a_sort_keeps(numel, kind, dtype, density, gamma, ties, length) -> None:
+    t = tile(numel, [dtype] * 3, kind, seed=numel)
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    spec = spec_of(2, density=(density, 0.3), gamma=(gamma, 0.0), ties=ties)
+    op = resolve(BACKEND, source_of(t, spec, length=length, work=work), None)
+    for place in (0, 1):
+        d = t.experts[place].to(work) - t.base.to(work)
+        if not d.isfinite().all() or spec.density[place] == 1:
+            continue
+        want = sorted_mask(d, spec.density[place], spec.gamma[place], ties)
+        assert torch.equal(kept(d, op.experts[place].window), want)
+        window = op.experts[place].window
+        assert torch.equal(trim(d, window, 0) != 0, want & (d != 0))
+
+
+@pytest.mark.parametrize("ties", ["index", "keep"])
+@pytest.mark.parametrize("gamma", [0.0, 0.02])
+@pytest.mark.parametrize("length", [0, TILE_ALIGN])
+def test_model_scope_ranks_over_all_tensors(ties: str, gamma: float, length: int) -> None:
+    spec = spec_of(2, density=(0.2, 0.4), gamma=(gamma, gamma), scope="model", ties=ties)
+    parts = [tile(n, [torch.bfloat16] * 3, "near", seed=n) for n in (70_000, 0, 5, 300_000, 999)]
+    sources = [source_of(t, spec, f"w{i}", length) for i, t in enumerate(parts)]
+    windows = model_windows(BACKEND, sources)
+    for place in (0, 1):
+        deltas = [t.experts[place].float() - t.base.float() for t in parts]
+        want = sorted_mask(torch.cat(deltas), spec.density[place], gamma, ties)
+        got = [kept(d, windows[f"w{i}"][place]) for i, d in enumerate(deltas)]
+        assert torch.equal(torch.cat(got), want)
+
+
+def test_a_failed_bracket_is_noticed_and_widened(monkeypatch: pytest.MonkeyPatch) -> None:
+    t = tile(300_000, [torch.float32] * 2, "near")
+    want = resolve(BACKEND, source_of(t, spec_of(1, density=(0.2,))), None)
+    for guess in [(0, 1), (1, 2), (0x7F000000, 0x7F000001)]:
+
+        def wrong(backend, sources, work, searches, guess=guess) -> None:
+            for search in searches:
+                search.guess = guess
+
+        monkeypatch.setattr(selection, "_guess", wrong)
+        assert resolve(BACKEND, source_of(t, spec_of(1, density=(0.2,))), None) == want
+
+
+@pytest.mark.parametrize(("dtype", "ties"), [(torch.bfloat16, "index"), (torch.float32, "keep")])
+def test_one_count_suffices(dtype: torch.dtype, ties: str) -> None:
+    t = tile(9_000_000, [dtype] * 2, "near")
+    source = source_of(t, spec_of(1, density=(0.2,), ties=ties), length=64 * TILE_ALIGN)
+    resolve(BACKEND, source, None)
+    assert source.reads == 1
+
+
+def test_backends_agree_on_the_op() -> None:
+    t = tile(150_000, [torch.bfloat16] * 3, "near")
+    for changes in ({"density": (0.2, 0.7)}, {"keep": (0.2, 0.7), "rescale": "l1"}):
+        ops = [
+            resolve(backend, source_of(t, spec_of(2, **changes), length=length), None)
+            for backend in (ReferenceBackend(), CpuBackend(1), CpuBackend(3))
+            for length in (0, TILE_ALIGN)
+        ]
+        assert all(op == ops[0] for op in ops)
+
+
+def test_l1_rescale_restores_the_sum_of_magnitudes() -> None:
+    t = tile(100_000, [torch.bfloat16] * 2, "near")
+    spec = spec_of(1, keep=(0.3,), rescale="l1", seed=5)
+    op = resolve(BACKEND, source_of(t, spec), None)
+    d = t.experts[0].float() - t.base.float()
+    coin = coins(5, op.name_hash, 0, torch.arange(d.numel())) < int(0.3 * 2**32)
+    before, after = block_sums(d.abs()).sum(), block_sums((d * coin).abs()).sum()
+    assert op.experts[0].coef == pytest.approx(float(before / after), rel=1e-12)
+
+
+def test_kept_ranks() -> None:
+    spec = spec_of(1, density=(0.5,), gamma=(0.1,))
+    assert kept_ranks(spec, 0, 100) == (10, 60)
+    assert kept_ranks(spec, 0, 1) == (0, 1)
+    greedy = spec_of(1, density=(0.5,), gamma=(0.9,))
+    assert kept_ranks(greedy, 0, 100) == (50, 100)
