@@ -122,8 +122,8 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """How often each merged byte is read; model-wide thresholds rarely need one pass more."""
-        return 3 if self.whole_model else 1
+        """How often the inputs are read; model-wide thresholds rarely need one pass more."""
+        return 2 if self.whole_model else 1
 
     @property
     def output_bytes(self) -> int:

@@ -21,10 +21,10 @@ def plan_text(plan: Plan) -> str:
     copied = len(plan.steps) - merged
     dtypes = ", ".join(sorted({dtype_name(step.dtype) for step in plan.steps}))
     files = "1 file" if len(plan.shards) == 1 else f"{len(plan.shards)} files"
-    passes = "1 pass" if plan.passes == 1 else f"{plan.passes} passes"
+    passes = "1 pass" if plan.passes == 1 else f"{plan.passes} passes, rarely one more"
     rows += [
         ("tensors", f"{merged} merged, {copied} copied, {len(plan.dropped)} left out"),
-        ("reads", f"{format_size(plan.input_bytes)} in {passes}"),
+        ("reads", f"{format_size(plan.input_bytes)}, in {passes}"),
         ("writes", f"{format_size(plan.output_bytes)} of {dtypes} in {files}"),
     ]
     if plan.memory is not None:
