@@ -24,6 +24,7 @@ from mergekern.plan import Dropped, Plan
 from mergekern.planner import build_plan
 from mergekern.progress import Progress, Silent
 from mergekern.recipe import Recipe, read
+from mergekern.report import group_dropped
 from mergekern.sizes import format_size, parse_size
 
 DEVICES = ("auto", "cpu")
@@ -31,7 +32,12 @@ DEVICES = ("auto", "cpu")
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge into a folder did. Names are of output tensors; `dropped` of input tensors."""
+    """What a merge into a folder did; str() tells it.
+
+    merged, copied: output tensors; dropped: input tensors that nothing was made of
+    resumed:        some of it was found finished, from a call before this one
+    notes:          what was asked for and had no effect
+    """
 
     output: Path
     tensors: int
@@ -42,16 +48,18 @@ class MergeReport:
     copied: tuple[str, ...]
     dropped: tuple[Dropped, ...]
     resumed: bool
+    notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        moved = self.bytes_read + self.bytes_written
-        rate = moved / max(self.seconds, 1e-9) / 1e9
-        return (
+        rate = (self.bytes_read + self.bytes_written) / max(self.seconds, 1e-9)
+        first = (
             f"{self.output}: {len(self.merged)} tensors merged, {len(self.copied)} copied, "
             f"{len(self.dropped)} left out{', resumed' if self.resumed else ''}; "
             f"{format_size(self.bytes_read)} read, {format_size(self.bytes_written)} written "
-            f"in {self.seconds:.1f} s ({rate:.2f} GB/s)"
+            f"in {self.seconds:.1f} s ({format_size(rate)}/s)"
         )
+        left_out = [f"left out: {line}" for line in group_dropped(self.dropped)]
+        return "\n".join([first, *left_out, *(f"note: {note}" for note in self.notes)])
 
 
 def merge(
@@ -224,6 +232,7 @@ def _into_folder(
         copied=names["copy"],
         dropped=plan.dropped,
         resumed=summary.resumed_bytes > 0,
+        notes=plan.notes,
     )
 
 

@@ -66,7 +66,7 @@ class Lines:
         self._stream.write(
             f"{self._phase or 'merge'}: {self._done}/{self._tensors} tensors, "
             f"{format_size(self._bytes)} of {format_size(self._total)}, "
-            f"{rate / 1e9:.2f} GB/s, {max(left, 0):.0f} s left\n"
+            f"{format_size(rate)}/s, {max(left, 0):.0f} s left\n"
         )
         self._stream.flush()
 

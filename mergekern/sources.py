@@ -13,7 +13,11 @@ from mergekern.stream import Pipeline
 from mergekern.tiles import TILE_ALIGN
 from mergekern.units import Cutter, Interval, Part
 
-Pass = tuple[Literal["tiles", "part"], int, int] | tuple[Literal["sample"], float, int]
+Pass = (
+    tuple[Literal["tiles"]]
+    | tuple[Literal["part"], int, int]
+    | tuple[Literal["sample"], float, int]
+)
 
 
 def sample_ranges(numel: int, share: float, run: int) -> list[Interval]:
@@ -68,7 +72,7 @@ class Streamed:
         self._number = number
 
     def tiles(self) -> Iterator[Tile]:
-        return self._reel.play(self._number, ("tiles", 0, self.step.numel))
+        return self._reel.play(self._number, ("tiles",))
 
     def part(self, start: int, stop: int) -> Tile:
         (tile,) = self._reel.play(self._number, ("part", start, stop))
@@ -128,7 +132,7 @@ class Reel:
         if how[0] == "tiles":
             return self._cutter.tiles(step, [(0, step.numel)])
         if how[0] == "part":
-            return iter([Part(step, int(how[1]), int(how[2]))])
+            return iter([Part(step, how[1], how[2])])
         ranges = sample_ranges(step.numel, how[1], how[2])
         return (Part(step, start, stop) for start, stop in ranges)
 

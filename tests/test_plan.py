@@ -42,8 +42,9 @@ def plan_of(
             labels, states, configs or [{} for _ in states], strict=True
         )
     ]
-    models = opened[1:] if based else opened
-    recipe = read(method, models=models, base=opened[0] if based else None, **options)
+    recipe = read(
+        method, models=labels[1:] if based else labels, base="base" if based else None, **options
+    )
     return build_plan(recipe, opened, mismatch=mismatch, max_shard_size=max_shard_size)
 
 

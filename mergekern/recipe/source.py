@@ -54,7 +54,7 @@ def parse_source(value: Any, label: str) -> Source:
         return _parse_mapping(value, label)
     if value is None or isinstance(value, (bool, int, float, list, tuple)):
         raise RecipeError(f"{label} is {value!r}; want a path, a hub id or a model's tensors")
-    return Source(value, getattr(value, "label", label))
+    return Source(value, label)
 
 
 def _parse_text(text: str, label: str) -> Source:
