@@ -129,7 +129,7 @@ def _json(settings: Settings) -> str:
 
 
 def _run_workers(lab: Lab, names: list[str], threads: int, report: Report) -> None:
-    """One process per model; the first failure ends the others and is reported."""
+    """One process per model; a failure is reported and ends those still running."""
     with tempfile.TemporaryDirectory() as scratch:
         logs = {name: Path(scratch) / name for name in names}
         workers = {name: _start(lab, name, threads, logs[name]) for name in names}

@@ -18,7 +18,7 @@ import mergekern
 from mergekern.demo import data
 from mergekern.demo.lab import Lab, Settings, default_cache, open_lab, train_missing, write_text
 from mergekern.demo.scores import Judge
-from mergekern.evaluate.harness import Score, Scores
+from mergekern.evaluate.harness import Score, Scores, require
 from mergekern.evaluate.report import Row, difference, normalised, table, write_chart
 
 LOCK = "mergekern.lock.json"
@@ -58,17 +58,18 @@ def run_demo(
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     console = console or Console()
+    require("lm_eval", "transformers", "tokenizers", "matplotlib")  # not after minutes of training
     lab = open_lab(cache or default_cache(), settings or Settings())
     with _progress(console) as progress:
         _train(lab, threads or _cores(), progress)
-        merged = _merge_all(lab, output, progress)
+        merged = _merge_all(lab, output, threads, progress)
         rows, experts = _evaluate(lab, merged, output, progress)
     result = _result(lab, rows, experts, output)
     _show(result, console)
     return result
 
 
-def merge_one(lab: Lab, name: str, output: Path) -> float:
+def merge_one(lab: Lab, name: str, output: Path, threads: int | None = None) -> float:
     """Merge the lab's experts anew into output/NAME; the seconds that took."""
     method, needs_base, parameters = MERGES[name]
     folder = output / name
@@ -77,7 +78,7 @@ def merge_one(lab: Lab, name: str, output: Path) -> float:
     base = lab.base if needs_base else None
     models = list(lab.experts.values())
     start = time.perf_counter()
-    mergekern.merge(method, base=base, models=models, output=folder, **parameters)
+    mergekern.merge(method, base=base, models=models, output=folder, threads=threads, **parameters)
     return time.perf_counter() - start
 
 
@@ -97,12 +98,12 @@ def _train(lab: Lab, threads: int, progress: Progress) -> None:
     train_missing(lab, threads, report)
 
 
-def _merge_all(lab: Lab, output: Path, progress: Progress) -> dict[str, float]:
+def _merge_all(lab: Lab, output: Path, threads: int | None, progress: Progress) -> dict[str, float]:
     """Seconds per merge."""
     bar = progress.add_task("merge", total=len(MERGES))
     seconds = {}
     for name in MERGES:
-        seconds[name] = merge_one(lab, name, output)
+        seconds[name] = merge_one(lab, name, output, threads)
         progress.advance(bar)
         _log(progress, f"merged {name}")
     return seconds

@@ -8,6 +8,7 @@ first one's answers.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 from mergekern.errors import MergeError
 
 TASKS = Path(__file__).parent / "tasks"
+MEND = "evaluation and the demo need: pip install 'mergekern[eval]'"
 PREFIX = "mergekern_"
 # The harness imports tqdm by name into these modules and offers no switch for all of its bars.
 BARS = ("lm_eval.models.huggingface", "lm_eval.api.task", "lm_eval.api.model")
@@ -122,8 +124,16 @@ def _config(file: Path, data: Path, cache: Path | None) -> dict[str, Any]:
     return config
 
 
+def require(*modules: str) -> None:
+    """Say at once, without importing anything, what is missing and how to get it."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MergeError(f"{' and '.join(missing)} missing; {MEND}")
+
+
 def _lm_eval() -> Any:
     """lm-eval with the parts used here, or an error that says how to get it."""
+    require("lm_eval", "transformers")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -131,9 +141,7 @@ def _lm_eval() -> Any:
             importlib.import_module("lm_eval.models.huggingface")
             return importlib.import_module("lm_eval")
     except ImportError as error:
-        raise MergeError(
-            f"evaluation needs lm-eval ({error}); install it with: pip install 'mergekern[eval]'"
-        ) from error
+        raise MergeError(f"lm-eval cannot be imported ({error}); {MEND}") from error
 
 
 @contextmanager

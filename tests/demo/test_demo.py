@@ -20,7 +20,7 @@ def trained(tmp_path, monkeypatch):
         folder.mkdir()
     merges = []
 
-    def merge(method, *, base=None, models, output, **parameters):
+    def merge(method, *, base=None, models, output, threads=None, **parameters):
         if output.exists():
             raise MergeError(f"{output} exists")
         output.mkdir(parents=True)
