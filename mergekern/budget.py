@@ -7,9 +7,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from mergekern.backends import BLOCK, CHUNK, Backend
 from mergekern.errors import BudgetError
 from mergekern.plan import Plan, Step
+from mergekern.selection import COUNTERS, MOST_BINS, SAMPLE
 from mergekern.sizes import format_size
+from mergekern.spec import Spec
 from mergekern.tiles import TILE_ALIGN
 
 MIB = 1 << 20
@@ -55,16 +58,19 @@ class MemoryEstimate:
 
 
 def memory_estimate(
-    plan: Plan, max_memory: int | None = None, backend: str = "cpu"
+    plan: Plan, max_memory: int | None = None, backend: Backend | None = None
 ) -> MemoryEstimate:
     """What merge_to_folder will hold for this plan. Raises BudgetError below the least.
 
     max_memory: bytes for the whole process; None takes a quarter of what the machine has free, and
-    no value makes it hold more than the plan can use.
+                no value makes it hold more than the plan can use
+    backend: who will run it; None for the compiled loops on every core.
     """
     runtime = min(resident_bytes(), RUNTIME_CAP)
-    tile = _REFERENCE_TILE if backend == "reference" else None
-    scratch = _scratch(plan, tile)
+    plain = backend is not None and backend.name == "reference"
+    tile = _REFERENCE_TILE if plain else None
+    lanes = os.cpu_count() or 1 if backend is None else backend.lanes
+    scratch = _scratch(plan, tile, lanes)
     least = 2 * max((_least_unit(step) for step in plan.steps), default=PADDING)
     limit = max_memory
     if limit is None:
@@ -115,18 +121,32 @@ def _input_itemsize(plan: Plan) -> float:
     return max(1.0, plan.input_bytes / elements) if elements else 1.0
 
 
-def _scratch(plan: Plan, tile: int | None) -> int:
-    """Sums of blocks of the largest tensor, counts of the whole model, and the kernels' own."""
-    sums = counts = kernel = 0
+def _scratch(plan: Plan, tile: int | None, lanes: int) -> int:
+    """Memory for threads and interpreter, for statistics, and for the backend."""
+    sums = kernel = chunks = numel = searches = 0
     for step in plan.steps:
         experts = len(step.experts)
         if step.action == "merge":
-            sums = max(sums, step.numel // 4096 * 8 * experts * max(experts, 2) * 2)
-            counts += step.numel // TILE_ALIGN * 8 * experts
+            sums = max(sums, step.numel // BLOCK * 8 * experts * max(experts, 2) * 2)
+        if step.spec is not None and step.spec.trims:
+            searches = max(searches, _searches(step.spec))
+            numel = max(numel, step.numel)
+            chunks += step.numel // CHUNK * 8 * experts * 2
         if tile is not None:
             per_element = _REFERENCE_FIXED + _REFERENCE_EXPERT * experts
             kernel = max(kernel, min(step.numel, tile) * per_element)
-    return MARGIN + sums + counts + kernel
+    if plan.whole_model:
+        numel = sum(step.numel for step in plan.steps)
+    bins = min(MOST_BINS, max(1 << 12, numel // 8))
+    tallies = min(COUNTERS, bins * lanes * searches) + 4 * bins if searches else 0
+    samples = min(SAMPLE, numel) * (searches + 4)
+    return MARGIN + sums + kernel + chunks + 8 * (tallies + samples)
+
+
+def _searches(spec: Spec) -> int:
+    """Magnitudes that a trimming looks for at once: one per expert, two where gamma cuts too."""
+    pairs = zip(spec.density, spec.gamma, strict=True)
+    return sum(1 + (gamma > 0) for density, gamma in pairs if density < 1)
 
 
 def resident_bytes() -> int:

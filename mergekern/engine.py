@@ -95,7 +95,7 @@ def merge_to_folder(
     CheckpointError; then the folder never looks finished, and can be resumed once that is mended.
     """
     began = time.monotonic()
-    estimate = budget.memory_estimate(plan, max_memory, backend.name)
+    estimate = budget.memory_estimate(plan, max_memory, backend)
     known = all(checkpoint.fingerprint for checkpoint in checkpoints)
     if is_finished(output, plan.digest if known else "", plan.shards):
         return RunSummary(0, 0, time.monotonic() - began, plan.output_bytes)

@@ -142,12 +142,14 @@ class OutputFolder:
             raise self.failure(error, INDEX) from error
 
     def sync(self) -> None:
-        """Make the files' names last."""
-        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        """Make every file of the folder last, whoever wrote it, and then their names."""
+        files = [entry for entry in self.folder.iterdir() if entry.is_file()]
+        for path in (*files, self.folder):
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
     def close(self) -> None:
         for number, fd in enumerate(self._fds):
