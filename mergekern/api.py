@@ -18,6 +18,7 @@ from mergekern.checkpoint import Checkpoint, open_checkpoint
 from mergekern.checkpoint.sidefiles import write_side_files
 from mergekern.errors import OutputError, RecipeError
 from mergekern.fitting import Mismatch
+from mergekern.lock import LOCK, check_unchanged, lock
 from mergekern.methods import Method, all_methods
 from mergekern.methods.parameters import nearest
 from mergekern.plan import Dropped, Plan
@@ -209,6 +210,7 @@ def _into_folder(
     mismatch: Mismatch,
 ) -> MergeReport:
     began = time.monotonic()
+    check_unchanged(output, plan, checkpoints)
     summary = engine.merge_to_folder(
         plan,
         checkpoints,
@@ -242,8 +244,9 @@ def _finisher(
     def finish(folder: Path) -> None:
         """Card and lock, then the side files, whose config.json says that the folder is whole."""
         (folder / card.CARD).write_text(card.model_card(recipe, plan), encoding="utf-8")
-        text = json.dumps(card.lock(recipe, plan, mismatch), indent=2, ensure_ascii=False)
-        (folder / card.LOCK).write_text(text + "\n", encoding="utf-8")
+        content = lock(recipe, plan, checkpoints, mismatch)
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (folder / LOCK).write_text(text, encoding="utf-8")
         write_side_files(checkpoints[plan.donor], folder, plan.out_dtype)
 
     return finish

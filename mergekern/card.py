@@ -1,13 +1,11 @@
-"""What a merged model says of itself: the model card, and a lock file of what it was made from."""
+"""What a merged model says of itself: the model card."""
 
 from __future__ import annotations
 
 import os
-import platform
 import re
 from typing import Any
 
-import torch
 import yaml
 
 from mergekern.plan import Plan
@@ -17,7 +15,6 @@ from mergekern.version import __version__
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 CARD = "README.md"
-LOCK = "mergekern.lock.json"
 
 
 def model_card(recipe: Recipe, plan: Plan) -> str:
@@ -44,31 +41,6 @@ def model_card(recipe: Recipe, plan: Plan) -> str:
         if lines:
             parts += [f"## {title}", "\n".join(f"- {line}" for line in lines)]
     return _without_paths("\n\n".join(parts) + "\n", recipe)
-
-
-def lock(recipe: Recipe, plan: Plan, mismatch: str) -> dict[str, Any]:
-    """mergekern.lock.json: what the bytes of the merge were made from, to make them again."""
-    merged = sum(step.action == "merge" for step in plan.steps)
-    return {
-        "plan": plan.digest,
-        "recipe": recipe.to_dict(),
-        "mismatch": mismatch,
-        "seed": plan.seed,
-        "models": [
-            {"model": source.label, "revision": source.revision, "headers": dict(files)}
-            for source, files in zip(recipe.sources, plan.fingerprints, strict=True)
-        ],
-        "tensors": {
-            "merged": merged,
-            "copied": len(plan.steps) - merged,
-            "left_out": len(plan.dropped),
-        },
-        "versions": {
-            "mergekern": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
 
 
 def _front_matter(recipe: Recipe) -> dict[str, Any]:

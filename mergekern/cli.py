@@ -134,7 +134,7 @@ def methods_command(
 
 @app.command("demo")
 def demo_command(
-    output: Annotated[Path | None, typer.Option(help="Where results go.")] = None,
+    output: Annotated[Path, typer.Option(help="Where results go.")] = Path("mergekern-demo"),
     cache: Annotated[Path | None, typer.Option(help="Where trained models are kept.")] = None,
     threads: Threads = None,
     debug: Debug = False,
@@ -143,8 +143,7 @@ def demo_command(
     with _one_line_errors(debug):
         from mergekern.demo import run_demo
 
-        given = {"output": output, "cache": cache, "threads": threads}
-        run_demo(**{key: value for key, value in given.items() if value is not None})
+        run_demo(output=output, cache=cache, threads=threads)
 
 
 def _arguments(context: typer.Context, without: Sequence[str] = ()) -> dict[str, Any]:

@@ -1,14 +1,11 @@
-"""The model card and the lock file."""
+"""The model card."""
 
 from __future__ import annotations
-
-import json
-import os
 
 import torch
 import yaml
 
-from mergekern.card import lock, model_card
+from mergekern.card import model_card
 from mergekern.checkpoint.memory import MemoryCheckpoint
 from mergekern.plan import Plan
 from mergekern.planner import build_plan
@@ -55,15 +52,3 @@ def test_a_card_without_hub_models_names_no_base() -> None:
     text = model_card(recipe, build_plan(recipe, opened))
     assert "base_model" not in text
     assert "## Left out" not in text
-
-
-def test_the_lock_holds_what_the_bytes_were_made_from() -> None:
-    recipe, plan = made(["org/a@v1", "org/b"], "org/base")
-    content = json.loads(json.dumps(lock(recipe, plan, "skip-model")))
-    assert content["plan"] == plan.digest
-    assert content["recipe"] == recipe.to_dict()
-    assert content["mismatch"] == "skip-model"
-    assert [model["revision"] for model in content["models"]] == [None, "v1", None]
-    assert content["tensors"] == {"merged": 1, "copied": 1, "left_out": 1}
-    assert set(content["versions"]) == {"mergekern", "torch", "python"}
-    assert os.path.sep not in content["plan"]

@@ -130,4 +130,4 @@ def test_demo_passes_its_options_on(monkeypatch, tmp_path) -> None:
     seen: dict[str, object] = {}
     monkeypatch.setattr(mergekern.demo, "run_demo", lambda **given: seen.update(given), False)
     run("demo", "--output", tmp_path, "--threads", 2)
-    assert seen == {"output": Path(tmp_path), "threads": 2}
+    assert seen == {"output": Path(tmp_path), "cache": None, "threads": 2}
