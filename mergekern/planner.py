@@ -17,7 +17,7 @@ from mergekern.errors import MismatchError
 from mergekern.fitting import Fitting, Gone, Mismatch
 from mergekern.plan import Dropped, Plan, Step
 from mergekern.recipe import Recipe
-from mergekern.tied import match_names
+from mergekern.tied import Names, match_names
 
 SHARD_BYTES = 5_000_000_000
 
@@ -39,6 +39,30 @@ def build_plan(
     """
     fitting = Fitting(recipe, checkpoints, mismatch)
     names = match_names(checkpoints, fitting.donor)
+    steps, gone = _decide_all(fitting, names, checkpoints)
+    steps = _widen(steps, recipe.dtype)
+    return Plan(
+        method=recipe.method.name,
+        parameters=recipe.parameters,
+        seed=recipe.seed,
+        models=fitting.labels,
+        base=fitting.base,
+        donor=fitting.donor,
+        fingerprints=tuple(dict(checkpoint.fingerprint) for checkpoint in checkpoints),
+        steps=tuple(steps),
+        shards=lay_out([TensorInfo(s.name, s.dtype, s.shape) for s in steps], max_shard_size),
+        out_dtype=recipe.out_dtype or recipe.dtype,
+        aliases=names.aliases,
+        dropped=_dropped(fitting.labels, steps, gone),
+        input_bytes=_bytes_of(steps, checkpoints),
+        notes=recipe.notes,
+    )
+
+
+def _decide_all(
+    fitting: Fitting, names: Names, checkpoints: Sequence[Checkpoint]
+) -> tuple[list[Step], Gone]:
+    """Every output tensor's step and what is left out; all faults are counted in one error."""
     steps: list[Step] = []
     gone: Gone = list(names.left_out)
     faults: list[str] = []
@@ -59,23 +83,7 @@ def build_plan(
         others = len(faults) - 1
         count = "1 more tensor does" if others == 1 else f"{others} more tensors do"
         raise MismatchError(faults[0] + (f" ({count} not fit)" if others else ""))
-    steps = _widen(steps, recipe.dtype)
-    return Plan(
-        method=recipe.method.name,
-        parameters=recipe.parameters,
-        seed=recipe.seed,
-        models=fitting.labels,
-        base=fitting.base,
-        donor=fitting.donor,
-        fingerprints=tuple(dict(checkpoint.fingerprint) for checkpoint in checkpoints),
-        steps=tuple(steps),
-        shards=lay_out([TensorInfo(s.name, s.dtype, s.shape) for s in steps], max_shard_size),
-        out_dtype=recipe.out_dtype or recipe.dtype,
-        aliases=names.aliases,
-        dropped=_dropped(fitting.labels, steps, gone),
-        input_bytes=_bytes_of(steps, checkpoints),
-        notes=recipe.notes,
-    )
+    return steps, gone
 
 
 def _output_order(stored: Sequence[Mapping[str, str]], donor: int) -> list[str]:
