@@ -125,7 +125,7 @@ def _named(method: Method, values: Mapping[str, Any], where: str) -> dict[str, A
             continue
         if name in named:
             raise RecipeError(f"{where}{name} is given twice, as {name} and {name}_")
-        named[name] = value
+        named[name] = value.tolist() if hasattr(value, "tolist") else value  # arrays, tensors
     return named
 
 

@@ -74,6 +74,8 @@ def test_precedence() -> None:
     assert made.parameters["elect"] == "mass"
     assert read(content, parameters={"density": 0.9}).parameters["density"] == (0.9, 0.9)
     assert read(content, parameters={"density": [0.7, 0.8]}).parameters["density"] == (0.7, 0.8)
+    array = torch.tensor([0.5, 0.25])
+    assert read(content, parameters={"density": array}).parameters["density"] == (0.5, 0.25)
     assert read(recipe(preset="paper")).parameters["density"] == (0.2, 0.2)
 
 
