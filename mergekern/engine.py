@@ -11,12 +11,10 @@ not. What is written is recorded in a journal, so that the same call goes on whe
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,6 +24,7 @@ from mergekern.budget import MemoryEstimate
 from mergekern.checkpoint.base import Checkpoint
 from mergekern.findings import check_equal, check_findings
 from mergekern.fused import Tile
+from mergekern.lock import input_files
 from mergekern.output import is_finished
 from mergekern.plan import Plan, Step
 from mergekern.progress import Progress
@@ -101,7 +100,9 @@ def merge_to_folder(
         return RunSummary(0, 0, time.monotonic() - began, plan.output_bytes)
     run = Run(plan, checkpoints, backend, progress, estimate)
     try:
-        resumed = run.open(output, _input_state(checkpoints) if known else None)
+        # Headers alone do not tell fine-tunes apart, hence size and time of change.
+        state = [input_files(checkpoint) for checkpoint in checkpoints]
+        resumed = run.open(output, state if known else None)
         written = run.merge()
         for checkpoint in checkpoints:
             checkpoint.verify_unchanged()
@@ -115,15 +116,3 @@ def _whole_tile(step: Step, checkpoints: Sequence[Checkpoint]) -> Tile:
     inputs = [checkpoints[i.model].read(i.name, 0, step.numel, None) for i in step.inputs]
     base = None if step.base is None else inputs.pop(0)
     return Tile(step.name, 0, base, tuple(inputs))
-
-
-def _input_state(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
-    """Size and time of change of every input file: headers alone do not tell fine-tunes apart."""
-    found: dict[str, Any] = {}
-    for number, checkpoint in enumerate(checkpoints):
-        folder = checkpoint.folder or Path(checkpoint.label).parent
-        for file in checkpoint.fingerprint:
-            if (folder / file).exists():
-                state = os.stat(folder / file)
-                found[f"{number}:{file}"] = [state.st_size, state.st_mtime_ns]
-    return found

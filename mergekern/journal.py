@@ -41,7 +41,7 @@ class Records:
     """What a journal holds. `digest` is None when it holds nothing yet."""
 
     digest: str | None = None
-    inputs: Mapping[str, Any] = field(default_factory=dict)
+    inputs: list[Any] | None = None
     ranges: list[Range] = field(default_factory=list)
     windows: ModelWindows | None = None
 
@@ -60,8 +60,8 @@ class Journal:
             self.close()
             raise
 
-    def begin(self, digest: str, inputs: Mapping[str, Any]) -> None:
-        """Start anew: forget what is there and name the plan and the state of its inputs."""
+    def begin(self, digest: str, inputs: list[Any] | None) -> None:
+        """Start anew: forget what is there, and name the plan and the state of its inputs."""
         os.ftruncate(self._fd, 0)
         self.records = Records(digest, inputs)
         self._append({"mergekern_journal": VERSION, "digest": digest, "inputs": inputs})
@@ -114,7 +114,7 @@ class Journal:
                 f"{self.path}: its first line is not one of a journal that this version can read; "
                 f"remove the folder or choose another"
             )
-        records = Records(head["digest"], head.get("inputs", {}))
+        records = Records(head["digest"], head.get("inputs"))
         for line in lines[1:]:
             _add(records, _parse(line))
         return records

@@ -19,9 +19,9 @@ from mergekern.checkpoint.files import write_whole
 from mergekern.checkpoint.layout import Shard, index_json
 from mergekern.errors import OutputError
 from mergekern.journal import Range
+from mergekern.lock import LOCK
 from mergekern.units import Coverage
 
-LOCK = "mergekern.lock.json"
 INDEX = "model.safetensors.index.json"
 MOVES_ON = "run the same command again to go on from here"
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)

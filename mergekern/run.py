@@ -56,7 +56,7 @@ class Run:
     def bytes_read(self) -> int:
         return self._pipeline.bytes_read
 
-    def open(self, output: Path, inputs: dict[str, Any] | None) -> int:
+    def open(self, output: Path, inputs: list[Any] | None) -> int:
         """Take the folder, with what a run before this one left in it. Returns its bytes.
 
         inputs: the state of the input files; None when they cannot be known to be the same.
@@ -72,7 +72,7 @@ class Run:
         if digest is not None and inputs is not None:
             _check_same(output, digest == self._plan.digest, journal.records.inputs == inputs)
         else:
-            journal.begin(self._plan.digest, inputs or {})
+            journal.begin(self._plan.digest, inputs)
         try:
             self._folder.prepare()
         except OutputError:

@@ -1,0 +1,96 @@
+"""The peak of a process that merges checkpoints several times larger than its memory budget."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from folders import write_model
+
+import mergekern
+from mergekern.budget import available_bytes, memory_estimate, resident_bytes
+
+MIB = 1 << 20
+BUDGET = 420 * MIB
+ROWS = {"embed": 64_000, **{f"layer.{number}.up": 8_000 for number in range(8)}}
+WIDTH = 1024
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import mergekern
+arguments, output = json.loads(sys.argv[1]), sys.argv[2]
+estimate = mergekern.plan(**arguments).memory.total
+report = mergekern.merge(**arguments, output=output, threads=2)
+# Not ru_maxrss, which a child process inherits from its parent.
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+peak = int(status["VmHWM"].split()[0]) * 1024
+print(json.dumps({"peak": peak, "read": report.bytes_read, "estimate": estimate}))
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A base and three fine-tunes of 256 MiB each; "embed" takes 125 MiB of each, 625 in all."""
+    root = tmp_path_factory.mktemp("models")
+    noise = torch.randn(WIDTH * 1000, generator=torch.Generator().manual_seed(0))
+    folders = []
+    for number in range(4):
+        state = {
+            name: (1 + noise.roll(number) / 100).bfloat16().repeat(rows // 1000).view(rows, WIDTH)
+            for name, rows in ROWS.items()
+        }
+        folders.append(str(write_model(root / str(number), state)))
+    return folders
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "linear": {"recipe_or_method": "linear", "weight": [0.2, 0.3, 0.5]},
+    "task_arithmetic": {"recipe_or_method": "task_arithmetic"},
+    "ties": {"recipe_or_method": "ties", "density": 0.2},
+    "ties, model": {"recipe_or_method": "ties", "density": 0.2, "scope": "model"},
+    "dare_ties": {"recipe_or_method": "dare_ties", "density": 0.2, "seed": 1},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_peak(models: list[str], tmp_path: Path, name: str) -> None:
+    arguments: dict[str, Any] = METHODS[name] | {"models": models[1:], "max_memory": BUDGET}
+    if name != "linear":
+        arguments["base"] = models[0]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(arguments), str(tmp_path / "out")],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["read"] > 1.5 * BUDGET
+    assert found["peak"] <= found["estimate"] + 2 * MIB
+    assert found["estimate"] <= BUDGET
+
+
+def test_estimate(models: list[str]) -> None:
+    """Bounded by the budget where there is one, and by what the plan can use where not."""
+    plan = mergekern.plan("ties", base=models[0], models=models[1:], density=0.2)
+    assert plan.memory is not None and "at the peak" in str(plan.memory)
+    free = memory_estimate(plan)
+    assert free.least <= free.total
+    assert free.buffers <= 4 * 625 * MIB
+    tight = memory_estimate(plan, free.least)
+    assert tight.total <= free.least + MIB
+    roomy = memory_estimate(plan, 1 << 40)
+    assert roomy.buffers < 4 * 625 * MIB
+
+
+def test_what_is_free() -> None:
+    assert 0 < available_bytes() < 1 << 44
+    assert 0 < resident_bytes() < 1 << 40

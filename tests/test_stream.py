@@ -1,0 +1,68 @@
+"""Memory handed out in a ring, and bytes known to be right."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergekern.sources import sample_ranges
+from mergekern.stream import Arena
+from mergekern.tiles import TILE_ALIGN
+from mergekern.units import Coverage
+
+ARENA = Arena(1 << 20)
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(1, 1 << 20)), max_size=60))
+def test_ring(requests: list[int | None]) -> None:
+    """What is taken never overlaps, is aligned, and whatever fits an empty ring can be had."""
+    taken: deque[tuple[int, int]] = deque()
+    for nbytes in requests:
+        begin = None if nbytes is None else ARENA.take(nbytes)
+        if begin is None and taken:
+            taken.popleft()
+            ARENA.give()
+        if nbytes is None:
+            continue
+        assert begin is not None or taken or ARENA.take(0) is not None
+        if begin is not None:
+            assert begin % 4096 == 0 and begin + nbytes <= ARENA.nbytes
+            assert all(begin >= b + n or begin + nbytes <= b for b, n in taken)
+            taken.append((begin, nbytes))
+    for _ in range(len(ARENA._taken)):
+        ARENA.give()
+
+
+def test_arena_is_aligned() -> None:
+    assert ARENA.tensor.data_ptr() % (2 << 20) == 0
+    ARENA.bytes[:3] = b"abc"
+    assert bytes(ARENA.tensor[:3].tolist()) == b"abc"
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 60), st.integers(1, 30))),
+    st.integers(0, 80),
+    st.integers(0, 80),
+)
+def test_coverage(ranges: list[tuple[str, int, int]], start: int, length: int) -> None:
+    coverage = Coverage(ranges)
+    known = {i for file, begin, size in ranges if file == "a" for i in range(begin, begin + size)}
+    missing = coverage.missing("a", start, start + length)
+    assert {start + i for first, last in missing for i in range(first, last)} == {
+        i for i in range(start, start + length) if i not in known
+    }
+    assert all(first < last for first, last in missing)
+    assert missing == sorted(missing)
+
+
+@given(st.integers(0, 5_000_000), st.floats(0, 1), st.sampled_from([1, 1000, 4096]))
+def test_samples(numel: int, share: float, run: int) -> None:
+    ranges = sample_ranges(numel, share, run)
+    size = sum(stop - start for start, stop in ranges)
+    assert size <= numel
+    assert share < 1 or size == numel
+    assert all(start % TILE_ALIGN == 0 and start < stop <= numel for start, stop in ranges)
+    assert all(a[1] <= b[0] for a, b in pairwise(ranges))
