@@ -29,8 +29,8 @@ struct Inputs {
 
   Inputs(uintptr_t base, DType base_dtype, std::vector<Expert> list, int64_t offset, int64_t numel)
       : experts(std::move(list)),
-        tile{reinterpret_cast<const void*>(base), base_dtype, experts.data(),
-             static_cast<int32_t>(experts.size()), offset, numel} {}
+        tile{reinterpret_cast<const void*>(base),  base_dtype, experts.data(),
+             static_cast<int32_t>(experts.size()), offset,     numel} {}
   Inputs(const Inputs&) = delete;
 
   int64_t chunks() const { return (tile.numel + kChunk - 1) / kChunk; }
@@ -65,7 +65,8 @@ py::tuple fuse(const How& how, const FusedOp& op, const Inputs& inputs, uintptr_
 }
 
 // Adds to the tallies, [threads, bins], and to the counts per chunk; returns the counts above.
-std::vector<int64_t> count(const How& how, const Inputs& inputs, const std::vector<Bracket>& brackets,
+std::vector<int64_t> count(const How& how, const Inputs& inputs,
+                           const std::vector<Bracket>& brackets,
                            const std::vector<uintptr_t>& tallies,
                            const std::vector<uintptr_t>& chunks) {
   const Loops& table = loops(how.isa.c_str());
@@ -162,13 +163,13 @@ PYBIND11_MODULE(_C, m) {
       .value("max", Combine::max);
   py::class_<Expert>(m, "Expert")
       .def(py::init(&make_expert), py::kw_only(), py::arg("data"), py::arg("dtype"),
-           py::arg("index"), py::arg("coef"), py::arg("vote"), py::arg("share"),
-           py::arg("window"), py::arg("keep_below"));
+           py::arg("index"), py::arg("coef"), py::arg("vote"), py::arg("share"), py::arg("window"),
+           py::arg("keep_below"));
   py::class_<FusedOp>(m, "FusedOp")
       .def(py::init([](Rule rule, Elect elect, Combine combine, double scale, double divisor,
                        uint64_t seed, uint32_t name_hash, bool ballots_are_values) {
-             return FusedOp{rule, elect, combine, scale, divisor, seed, name_hash,
-                            ballots_are_values};
+             return FusedOp{rule,    elect, combine,   scale,
+                            divisor, seed,  name_hash, ballots_are_values};
            }),
            py::kw_only(), py::arg("rule"), py::arg("elect"), py::arg("combine"), py::arg("scale"),
            py::arg("divisor"), py::arg("seed"), py::arg("name_hash"),
@@ -178,11 +179,10 @@ PYBIND11_MODULE(_C, m) {
              return Bracket{expert, low, shift, bins};
            }),
            py::kw_only(), py::arg("expert"), py::arg("low"), py::arg("shift"), py::arg("bins"));
-  py::class_<How>(m, "How")
-      .def(py::init([](std::string isa, int threads, bool wide) {
-             return How{std::move(isa), threads, wide};
-           }),
-           py::kw_only(), py::arg("isa"), py::arg("threads"), py::arg("wide"));
+  py::class_<How>(m, "How").def(py::init([](std::string isa, int threads, bool wide) {
+                                  return How{std::move(isa), threads, wide};
+                                }),
+                                py::kw_only(), py::arg("isa"), py::arg("threads"), py::arg("wide"));
   py::class_<Inputs>(m, "Inputs")
       .def(py::init<uintptr_t, DType, std::vector<Expert>, int64_t, int64_t>(), py::kw_only(),
            py::arg("base"), py::arg("base_dtype"), py::arg("experts"), py::arg("offset"),

@@ -106,13 +106,11 @@ MK_HD float round_to_odd(double x) {
 MK_HD void round_to(double x, BFloat16& out) { round_to(round_to_odd(x), out); }
 MK_HD void round_to(double x, Float16& out) { round_to(round_to_odd(x), out); }
 
+// Magnitudes at or beyond infinity's are NaN or Inf; the largest one of many tells for all.
 template <typename Work>
-MK_HD bool finite(Work x) {
-  return magnitude(x) < Bits<Work>::inf;
+MK_HD bool finite(typename Bits<Work>::type largest_magnitude) {
+  return largest_magnitude < Bits<Work>::inf;
 }
-
-MK_HD bool finite(BFloat16 x) { return (x.bits & 0x7f80u) != 0x7f80u; }
-MK_HD bool finite(Float16 x) { return (x.bits & 0x7c00u) != 0x7c00u; }
 
 // trim: keep lo <= |d| < hi
 
@@ -131,7 +129,9 @@ MK_HD Work sign(Work u) {
 
 template <typename Work>
 MK_HD bool agrees(Work ballot, Work sum) {
-  return sum >= 0 ? ballot > 0 : ballot < 0;
+  using U = typename Bits<Work>::type;
+  const U flip = sum < 0 ? ~Bits<Work>::abs : U(0);
+  return bit_cast<Work>(static_cast<U>(bit_cast<U>(ballot) ^ flip)) > 0;
 }
 
 // combine

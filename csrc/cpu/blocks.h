@@ -1,11 +1,12 @@
-// Loops over one block: at most kStep elements that stay in the first-level cache. Plain C++, so that
-// the compiler vectorises them for each instruction set; __restrict__ because no two arrays overlap.
+// Loops over one block: at most kStep elements that stay in the first-level cache. Plain C++, so
+// that the compiler vectorises them for each instruction set; __restrict__ because no two arrays
+// overlap.
 #pragma once
 #include <initializer_list>
 
+#include "cpu/coins.h"
 #include "element.h"
 #include "fused_op.h"
-#include "philox.h"
 
 namespace mergekern {
 namespace MK_ISA {
@@ -35,16 +36,20 @@ static inline void with_type(DType dtype, F&& f) {
   }
 }
 
+template <typename M>
+static inline M most(M a, M b) {
+  return a > b ? a : b;
+}
+
 // w = x, widened; false if one is NaN or Inf
 template <typename T, typename Work>
 static inline bool widen_block(const Unaligned<T>* __restrict__ x, Work* __restrict__ w, int n) {
-  uint32_t bad = 0;
+  typename Bits<Work>::type largest = 0;
   for (int i = 0; i < n; ++i) {
-    const T raw = x[i].value;
-    w[i] = static_cast<Work>(widen(raw));
-    bad |= finite(raw) ? 0u : 1u;
+    w[i] = static_cast<Work>(widen(x[i].value));
+    largest = most(largest, magnitude(w[i]));
   }
-  return bad == 0;
+  return finite<Work>(largest);
 }
 
 template <typename Work>
@@ -59,28 +64,44 @@ template <bool kTrim, typename T, typename Work>
 static inline bool delta_block(const Unaligned<T>* __restrict__ x, const Work* __restrict__ b,
                                Work* __restrict__ d, int n, typename Bits<Work>::type lo,
                                typename Bits<Work>::type hi) {
-  uint32_t bad = 0;
+  typename Bits<Work>::type largest = 0;
   for (int i = 0; i < n; ++i) {
-    const T raw = x[i].value;
-    const Work delta = static_cast<Work>(widen(raw)) - b[i];
+    const Work wide = static_cast<Work>(widen(x[i].value));
+    const Work delta = wide - b[i];
     d[i] = kTrim ? trim(delta, lo, hi) : delta;
-    bad |= finite(raw) ? 0u : 1u;
+    largest = most(largest, magnitude(wide));
   }
-  return bad == 0;
+  return finite<Work>(largest);
 }
 
 template <bool kTrim, typename Work>
 static inline bool delta_block(const Expert& e, int64_t index, const Work* b, Work* d, int n,
-                               uint64_t lo, uint64_t hi) {
-  using Cut = typename Bits<Work>::type;
-  const uint64_t most = Bits<Work>::abs;
-  const Cut low = static_cast<Cut>(lo < most ? lo : most);
-  const Cut high = static_cast<Cut>(hi < most ? hi : most);
+                               typename Bits<Work>::type lo, typename Bits<Work>::type hi) {
   bool ok = true;
   with_type(e.dtype, [&](auto type) {
-    ok = delta_block<kTrim>(at<decltype(type)>(e.data, index), b, d, n, low, high);
+    ok = delta_block<kTrim>(at<decltype(type)>(e.data, index), b, d, n, lo, hi);
   });
   return ok;
+}
+
+// How many of the next `run` elements from `here` on see the same cuts of a window.
+static inline int same_cuts(const Window& w, int64_t here, int run) {
+  for (const int64_t last : {w.lo_last, w.hi_last}) {
+    if (here <= last && last - here < run - 1) run = static_cast<int>(last - here + 1);
+  }
+  return run;
+}
+
+template <typename Work>
+static inline typename Bits<Work>::type low_cut(const Window& w, int64_t here) {
+  const uint64_t cut = w.lo + (here > w.lo_last), most = Bits<Work>::abs;
+  return static_cast<typename Bits<Work>::type>(cut < most ? cut : most);
+}
+
+template <typename Work>
+static inline typename Bits<Work>::type high_cut(const Window& w, int64_t here) {
+  const uint64_t cut = w.hi + (here > w.hi_last), most = Bits<Work>::abs;
+  return static_cast<typename Bits<Work>::type>(cut < most ? cut : most);
 }
 
 // The deltas of one expert. `index` counts within the tile, `element` within the tensor; the cuts
@@ -93,67 +114,60 @@ static inline bool trimmed_block(const Expert& e, int64_t index, int64_t element
   bool ok = true;
   for (int i = 0; i < n;) {
     const int64_t here = element + i;
-    int run = n - i;
-    for (const int64_t last : {w.lo_last, w.hi_last}) {
-      if (here <= last && last - here < run - 1) run = static_cast<int>(last - here + 1);
-    }
-    const uint64_t lo = w.lo + (here > w.lo_last), hi = w.hi + (here > w.hi_last);
-    ok &= delta_block<true>(e, index + i, b + i, d + i, run, lo, hi);
+    const int run = same_cuts(w, here, n - i);
+    ok &= delta_block<true>(e, index + i, b + i, d + i, run, low_cut<Work>(w, here),
+                            high_cut<Work>(w, here));
     i += run;
   }
   return ok;
 }
 
-// out[4 * j + w] = word w of the coins of block first + j, for one half
-static inline void coin_block(uint64_t first, int blocks, uint32_t expert, uint32_t half,
-                              const FusedOp& op, uint32_t* __restrict__ out) {
-  for (int j = 0; j < blocks; ++j) {
-    const Words4 words = coin_half(first + j, expert, half, op.name_hash, op.seed);
-    for (int w = 0; w < 4; ++w) out[4 * j + w] = words.w[w];
+// kept[i] = 0xffff where the coin of element + i falls below keep_below, 0 elsewhere. The low
+// halves of the numbers are made only where a high half equals the bound's: once in 65,536.
+static inline void keep_block(const Expert& e, const FusedOp& op, int64_t element, uint16_t* kept,
+                              int n) {
+  uint32_t words[kStep / 2 + 4];
+  const int skip = static_cast<int>(element % 8);
+  const uint64_t first = static_cast<uint64_t>(element / 8);
+  coin_words(first, (skip + n + 7) / 8, e.index, 0, op, words);
+  // Lane 2w is the low half of word w: on a little-endian machine the lanes lie in order.
+  const auto* high = at<uint16_t>(words, skip);
+  const uint16_t bound = static_cast<uint16_t>(e.keep_below >> 16);
+  const uint16_t low_bound = static_cast<uint16_t>(e.keep_below);
+  uint16_t undecided = 0;
+  for (int i = 0; i < n; ++i) {
+    const uint16_t lane = high[i].value;
+    kept[i] = lane < bound ? 0xffff : 0;
+    undecided |= lane == bound ? 1 : 0;
+  }
+  if (!undecided) return;
+  for (int i = 0; i < n; ++i) {
+    if (high[i].value != bound) continue;
+    const int lane = skip + i;
+    const Words4 low = coin_half(first + lane / 8, e.index, 1, op.name_hash, op.seed);
+    kept[i] = coin_lane(low, lane % 8) < low_bound ? 0xffff : 0;
   }
 }
 
-// d = 0 where the coin falls at or beyond keep_below. The low halves of the numbers are made only
-// for blocks of eight in which a high half equals the bound's.
+// d = 0 where the coin says so
 template <typename Work>
-static inline void drop_block(const Expert& e, const FusedOp& op, int64_t element, Work* d, int n) {
-  uint32_t words[kStep / 2 + 4];
-  uint16_t high[kStep + 8];
-  const int skip = static_cast<int>(element % 8);
-  const uint64_t first = static_cast<uint64_t>(element / 8);
-  const int blocks = (skip + n + 7) / 8;
-  coin_block(first, blocks, e.index, 0, op, words);
-  for (int j = 0; j < 4 * blocks; ++j) {
-    high[2 * j] = static_cast<uint16_t>(words[j]);
-    high[2 * j + 1] = static_cast<uint16_t>(words[j] >> 16);
-  }
-  const uint16_t bound = static_cast<uint16_t>(e.keep_below >> 16);
-  const uint16_t low_bound = static_cast<uint16_t>(e.keep_below);
-  uint32_t undecided = 0;
-  for (int i = 0; i < n; ++i) undecided |= high[skip + i] == bound ? 1u : 0u;
-  if (undecided) {
-    for (int i = 0; i < n; ++i) {
-      if (high[skip + i] != bound) continue;
-      const int at = skip + i;
-      const Words4 low = coin_half(first + at / 8, e.index, 1, op.name_hash, op.seed);
-      if (coin_lane(low, at % 8) >= low_bound) d[i] = 0;
-    }
-    for (int i = 0; i < n; ++i) d[i] = high[skip + i] <= bound ? d[i] : Work(0);
-  } else {
-    for (int i = 0; i < n; ++i) d[i] = high[skip + i] < bound ? d[i] : Work(0);
-  }
+static inline void drop_block(const Expert& e, const FusedOp& op, int64_t element,
+                              Work* __restrict__ d, int n) {
+  uint16_t kept[kStep];
+  keep_block(e, op, element, kept, n);
+  for (int i = 0; i < n; ++i) d[i] = kept[i] ? d[i] : Work(0);
 }
 
 template <typename T, typename Work>
 static inline bool round_block(const Work* __restrict__ w, Unaligned<T>* __restrict__ out, int n) {
-  uint32_t bad = 0;
+  typename Bits<Work>::type largest = 0;
   for (int i = 0; i < n; ++i) {
     T rounded;
     round_to(w[i], rounded);
-    bad |= finite(rounded) ? 0u : 1u;
     out[i].value = rounded;
+    largest = most(largest, magnitude(static_cast<Work>(widen(rounded))));
   }
-  return bad == 0;
+  return finite<Work>(largest);
 }
 
 template <typename Work>

@@ -3,7 +3,7 @@
 
 #include <stdlib.h>
 
-#include "cpu/blocks.h"
+#include "cpu/few.h"
 
 #define MK_STRING_(x) #x
 #define MK_STRING(x) MK_STRING_(x)
@@ -163,6 +163,9 @@ void linear_combination(const FusedOp& op, const Tile& t, int64_t begin, int64_t
 template <typename Work>
 void fuse(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, void* out, DType out_dtype,
           Findings* found) {
+  const FewRun run = sizeof(Work) == sizeof(float) ? few_loop(op, t, out_dtype) : nullptr;
+  // Where it meets NaN or Inf, the general loop goes over it again and says which input it was.
+  if (run && few(run, op, t, begin, end, out)) return;
   if (op.rule == Rule::linear_combination) {
     linear_combination<Work>(op, t, begin, end, out, out_dtype, found);
   } else {

@@ -28,12 +28,12 @@ struct Loops {
   void (*count)(const Tile&, bool wide, int64_t begin, int64_t end, const Bracket*, int brackets,
                 Counter*);
   void (*masked_sums)(const FusedOp&, const Tile&, bool wide, int64_t begin, int64_t end,
-                      double* out);  // [blocks, K, 2]
+                      double* out);                                               // [blocks, K, 2]
   void (*gram)(const Tile&, bool wide, int64_t begin, int64_t end, double* out);  // [blocks, K, K]
   void (*magnitudes)(const Tile&, bool wide, int64_t begin, int64_t end, int expert, int64_t* out);
 };
 
-const Loops& loops(const char* name);  // "" takes the widest that this processor runs
+const Loops& loops(const char* name);      // "" takes the widest that this processor runs
 int instruction_sets(const char** names);  // those this processor runs, widest last; the count
 
 }  // namespace mergekern

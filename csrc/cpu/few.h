@@ -1,0 +1,134 @@
+// task_vector for the common case: base, at most eight experts and the output all bf16, election by
+// mass on the values or none. One loop keeps all of an element in registers, which blocks.h's one
+// loop per step cannot; the arithmetic is the same element.h, in the same order.
+#pragma once
+#include "cpu/blocks.h"
+
+namespace mergekern {
+namespace MK_ISA {
+
+constexpr int kFew = 8;
+
+struct FewInputs {
+  const Unaligned<BFloat16>* base;
+  const Unaligned<BFloat16>* x[kFew];
+  uint32_t lo[kFew], hi[kFew];
+  float coef[kFew], share[kFew];
+  const uint16_t* kept[kFew];  // [kStep] masks, with kDrop
+  float scale;
+};
+
+// Returns the largest magnitude seen among inputs and outputs: Inf's or more means trouble.
+template <int K, bool kDrop, bool kElect, bool kMean>
+static uint32_t few_run(const FewInputs& in, Unaligned<BFloat16>* out, int n) {
+  const Unaligned<BFloat16>*const base_at = in.base, *x[K];
+  const uint16_t* kept[K];
+  uint32_t lo[K], hi[K];
+  float coef[K], share[K];
+  for (int k = 0; k < K; ++k) {
+    x[k] = in.x[k], kept[k] = in.kept[k], lo[k] = in.lo[k], hi[k] = in.hi[k];
+    coef[k] = in.coef[k], share[k] = in.share[k];
+  }
+  const float scale = in.scale;
+  uint32_t largest = 0;
+#pragma GCC ivdep
+  for (int i = 0; i < n; ++i) {
+    const float base = widen(base_at[i].value);
+    largest = most(largest, magnitude(base));
+    float v[K], sum = 0, num = 0, den = 0;
+#pragma GCC unroll 8
+    for (int k = 0; k < K; ++k) {
+      const float wide = widen(x[k][i].value);
+      largest = most(largest, magnitude(wide));
+      float d = trim(wide - base, lo[k], hi[k]);
+      if (kDrop) d = kept[k][i] ? d : 0.0f;
+      v[k] = d * coef[k];
+      if (kElect) sum = sum + v[k];
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < K; ++k) {
+      const bool agree = !kElect || agrees(v[k], sum);
+      num = num + (agree ? v[k] : 0.0f);
+      if (kMean) den = den + (agree ? share[k] : 0.0f);
+    }
+    BFloat16 rounded;
+    round_to(finish(base, kMean ? num / guarded(den) : num, scale), rounded);
+    out[i].value = rounded;
+    largest = most(largest, magnitude(widen(rounded)));
+  }
+  return largest;
+}
+
+using FewRun = uint32_t (*)(const FewInputs&, Unaligned<BFloat16>*, int);
+
+template <int K>
+static FewRun few_of(bool drop, bool elect, bool mean) {
+  if (drop) {
+    if (elect) return mean ? few_run<K, true, true, true> : few_run<K, true, true, false>;
+    return few_run<K, true, false, false>;
+  }
+  if (elect) return mean ? few_run<K, false, true, true> : few_run<K, false, true, false>;
+  return few_run<K, false, false, false>;
+}
+
+// The loop for this op, or null where it is not the common case.
+static inline FewRun few_loop(const FusedOp& op, const Tile& t, DType out_dtype) {
+  const bool elect = op.elect == Elect::mass, mean = op.combine == Combine::mean;
+  bool common = op.rule == Rule::task_vector && op.divisor == 1 && op.ballots_are_values;
+  common = common && op.combine != Combine::max && op.elect != Elect::count && (elect || !mean);
+  common = common && t.base_dtype == DType::bf16 && out_dtype == DType::bf16 && t.count <= kFew;
+  bool drop = false;
+  for (int k = 0; k < t.count; ++k) {
+    common = common && t.experts[k].dtype == DType::bf16;
+    drop |= t.experts[k].drop;
+  }
+  if (!common) return nullptr;
+  switch (t.count) {
+    case 1: return few_of<1>(drop, elect, mean);
+    case 2: return few_of<2>(drop, elect, mean);
+    case 3: return few_of<3>(drop, elect, mean);
+    case 4: return few_of<4>(drop, elect, mean);
+    case 5: return few_of<5>(drop, elect, mean);
+    case 6: return few_of<6>(drop, elect, mean);
+    case 7: return few_of<7>(drop, elect, mean);
+    case 8: return few_of<8>(drop, elect, mean);
+  }
+  return nullptr;
+}
+
+// Elements [begin, end) of the tile; false when an input or an output is NaN or Inf.
+static inline bool few(FewRun run, const FusedOp& op, const Tile& t, int64_t begin, int64_t end,
+                       void* out) {
+  uint16_t kept[kFew][kStep];
+  FewInputs in = {};
+  in.scale = static_cast<float>(op.scale);
+  for (int k = 0; k < t.count; ++k) {
+    in.coef[k] = static_cast<float>(t.experts[k].coef);
+    in.share[k] = static_cast<float>(t.experts[k].share);
+  }
+  uint32_t largest = 0;
+  for (int64_t at_ = begin; at_ < end;) {
+    const int64_t here = t.offset + at_;
+    int n = static_cast<int>(end - at_ < kStep ? end - at_ : kStep);
+    for (int k = 0; k < t.count; ++k) n = same_cuts(t.experts[k].window, here, n);
+    in.base = at<BFloat16>(t.base, at_);
+    for (int k = 0; k < t.count; ++k) {
+      const Expert& e = t.experts[k];
+      in.x[k] = at<BFloat16>(e.data, at_);
+      in.lo[k] = low_cut<float>(e.window, here);
+      in.hi[k] = high_cut<float>(e.window, here);
+      in.kept[k] = kept[k];
+      if (e.drop) {
+        keep_block(e, op, here, kept[k], n);
+      } else {
+        for (int i = 0; i < n; ++i) kept[k][i] = 0xffff;
+      }
+    }
+    largest = most(largest, run(in, static_cast<Unaligned<BFloat16>*>(out) + at_, n));
+    at_ += n;
+  }
+  return finite<float>(largest);
+}
+
+}  // namespace MK_ISA
+}  // namespace mergekern
