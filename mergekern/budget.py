@@ -139,7 +139,7 @@ def _scratch(plan: Plan, tile: int | None, lanes: int) -> int:
         numel = sum(step.numel for step in plan.steps)
     bins = min(MOST_BINS, max(1 << 12, numel // 8))
     tallies = min(COUNTERS, bins * lanes * searches) + 4 * bins if searches else 0
-    samples = min(SAMPLE, numel) * (searches + 4)
+    samples = min(SAMPLE[1], numel) * (searches + 4)
     return MARGIN + sums + kernel + chunks + 8 * (tallies + samples)
 
 

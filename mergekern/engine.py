@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from mergekern import budget
+from mergekern import budget, huge
 from mergekern.backends import Backend
 from mergekern.budget import MemoryEstimate
 from mergekern.checkpoint.base import Checkpoint
@@ -64,7 +64,7 @@ def merge_in_memory(
         windows = model_windows(backend, sources)
     result = {}
     for step in plan.steps:
-        out = torch.empty(step.numel, dtype=step.dtype)
+        out = huge.empty(step.numel, step.dtype)
         tile = _whole_tile(step, checkpoints)
         if step.action == "copy":
             check_equal(plan, step, tile)

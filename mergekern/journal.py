@@ -95,9 +95,15 @@ class Journal:
     def _append(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         with self._lock:
-            written = 0
-            while written < len(line):
-                written += os.write(self._fd, line[written:])
+            try:
+                written = 0
+                while written < len(line):
+                    written += os.write(self._fd, line[written:])
+            except OSError as error:
+                raise OutputError(
+                    f"{self.path}: cannot be written: {error.strerror}; mend that, then run the "
+                    f"same command again"
+                ) from error
 
     def _load(self) -> Records:
         with open(os.dup(self._fd), "rb") as file:

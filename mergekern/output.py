@@ -223,7 +223,8 @@ def _write(fd: int, offset: int, data: memoryview) -> None:
         done += os.pwrite(fd, data[done:], offset + done)
     if hasattr(os, "posix_fadvise"):
         # Starts writing to disk now, so that neither dirty pages nor the last fsync pile up.
-        os.posix_fadvise(fd, offset, len(data), os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(OSError):  # advice only
+            os.posix_fadvise(fd, offset, len(data), os.POSIX_FADV_DONTNEED)
 
 
 def _matches(fd: int, found: Range, buffer: memoryview) -> bool:

@@ -104,8 +104,11 @@ class Run:
         """Index and side files; the journal goes last."""
         assert self._journal is not None
         self._folder.write_index()
-        finish(self._folder.folder)
-        self._folder.sync()
+        try:
+            finish(self._folder.folder)
+            self._folder.sync()
+        except OSError as error:
+            raise self._folder.failure(error, str(error.filename or "a side file")) from error
         self._journal.remove()
 
     def close(self) -> None:

@@ -53,8 +53,13 @@ class Resident:
 
     def sample(self, share: float, run: int) -> Iterator[Tile]:
         assert self._tile.numel == self.step.numel, f"{self.step.name}: statistics of a part of it"
-        for start, stop in sample_ranges(self.step.numel, share, run):
-            yield cut(self._tile, start, stop)
+        ranges = sample_ranges(self.step.numel, share, run)
+        if ranges:  # joined, since a call for each would cost more than its elements
+            runs = [cut(self._tile, start, stop) for start, stop in ranges]
+            bases = [run.base for run in runs if run.base is not None]
+            base = torch.cat(bases) if bases else None
+            experts = zip(*(run.experts for run in runs), strict=True)
+            yield Tile(self._tile.tensor, 0, base, tuple(torch.cat(list(x)) for x in experts))
 
 
 def cut(tile: Tile, start: int, stop: int) -> Tile:

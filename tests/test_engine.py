@@ -264,11 +264,27 @@ def test_a_reader_that_fails_stops_everything(
         merge(models, tmp_path / "out")
 
 
-def test_finish_that_fails(models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (OutputError("no tokenizer today"), "no tokenizer today"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "config.json"),
+            "config.json .*make room",
+        ),
+    ],
+)
+def test_finish_that_fails(
+    models: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    wanted: str,
+) -> None:
     def fail(*_: object) -> None:
-        raise OutputError("no tokenizer today")
+        raise error
 
-    with monkeypatch.context() as patch, pytest.raises(OutputError, match="tokenizer"):
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match=wanted):
         patch.setattr(mergekern.api, "write_side_files", fail)
         merge(models, tmp_path / "out")
     assert unfinished(tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,15 @@ def test_a_journal_removed_by_its_last_holder_is_made_anew(
     book.close()
     assert len(calls) == 2
     assert reopened(tmp_path).digest == "digest"
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = Journal(tmp_path)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="No space left"):
+        patch.setattr(journal.os, "write", full)
+        book.begin("digest", None)
+    book.close()
