@@ -19,9 +19,10 @@ from mergekern.fused import Tile
 from mergekern.plan import Step
 from mergekern.tiles import TileSource
 
-SAMPLE = 1 << 17  # elements that the first brackets are guessed from
+SAMPLE = (1 << 15, 1 << 17)  # least and most elements that the first brackets are guessed from
+SAMPLED = 1 / 64  # of the elements, between those
 RUN = 1 << 12  # consecutive elements of a sample
-SIGMAS = 9.0  # of the sampled rank; more than chance needs, since neighbours resemble each other
+SIGMAS = 5.0  # of the sampled rank; a bracket that fails nevertheless costs one more count
 MOST_BINS = 1 << 20
 COUNTERS = 1 << 23  # of all tallies together, 8 bytes each: the memory that a search may take
 
@@ -127,7 +128,8 @@ def _guess(
 ) -> None:
     """Bracket every rank between two order statistics of a sample."""
     numel = sum(source.step.numel for source in sources)
-    share = min(1.0, SAMPLE / max(1, numel))
+    wanted = min(max(numel * SAMPLED, SAMPLE[0]), SAMPLE[1])
+    share = min(1.0, wanted / max(1, numel))
     sampled: dict[int, list[np.ndarray]] = {search.expert: [] for search in searches}
     for source, tile in ((s, t) for s in sources for t in s.sample(share, RUN)):
         for place, expert in enumerate(source.step.expert_index):

@@ -143,10 +143,14 @@ def _scales(backend: Backend, source: TileSource, windows: tuple[Window, ...]) -
         sums = backend.masked_sums(op, tile).numpy()
         # accumulate adds in order, one block after the other, however the tiles fall
         total = np.add.accumulate(np.concatenate([total, sums]))[-1:]
-    return tuple(
-        float(before / after) if min(before, after) >= NO_SCALE_BELOW else 1.0
-        for before, after in total[0]
-    )
+    return tuple(_ratio(float(before), float(after)) for before, after in total[0])
+
+
+def _ratio(before: float, after: float) -> float:
+    """What restores the sum of magnitudes; 1 for sums too small to tell, or not finite: the fused
+    pass finds the NaN or Inf behind those."""
+    usable = min(before, after) >= NO_SCALE_BELOW and max(before, after) < float("inf")
+    return before / after if usable else 1.0
 
 
 def _fused(

@@ -211,6 +211,33 @@ int count_block(const Bracket& bracket, const M* __restrict__ m, uint8_t* __rest
   return static_cast<int>(hits);
 }
 
+// A bracket of one magnitude, which is what heavy ties make of it: nothing needs to be stored.
+template <typename T, typename Work>
+int point_block(const Unaligned<T>* __restrict__ x, const Work* __restrict__ base, int n,
+                typename Bits<Work>::type point, Counter* counter) {
+  typename Bits<Work>::type at_least = 0, beyond = 0;
+  for (int i = 0; i < n; ++i) {
+    const Work wide = static_cast<Work>(widen(x[i].value));
+    const auto m = magnitude(wide - base[i]);
+    at_least += m >= point;
+    beyond += m > point;
+  }
+  counter->above += static_cast<int64_t>(beyond);
+  counter->histogram[0] += static_cast<int64_t>(at_least - beyond);
+  return static_cast<int>(at_least - beyond);
+}
+
+template <typename Work>
+int point_block(const Expert& e, int64_t at_, const Work* base, int n, uint64_t point,
+                Counter* counter) {
+  int ties = 0;
+  with_type(e.dtype, [&](auto type) {
+    ties = point_block(at<decltype(type)>(e.data, at_), base, n,
+                       static_cast<typename Bits<Work>::type>(point), counter);
+  });
+  return ties;
+}
+
 template <typename Work>
 void count(const Tile& t, int64_t begin, int64_t end, const Bracket* brackets, int count,
            Counter* counters) {
@@ -221,12 +248,16 @@ void count(const Tile& t, int64_t begin, int64_t end, const Bracket* brackets, i
   for (int64_t at = begin; at < end; at += kStep) {
     const int n = static_cast<int>(end - at < kStep ? end - at : kStep);
     widen_block(t.base, t.base_dtype, at, base, n);
+    for (int i = n; i < n + 8; ++i) inside[i] = 0;
     for (int q = 0; q < count; ++q) {
-      if (q == 0 || brackets[q].expert != brackets[q - 1].expert) {
-        magnitude_block(t.experts[brackets[q].expert], at, base, d, m, n);
+      const Expert& e = t.experts[brackets[q].expert];
+      int64_t* ties = &counters[q].chunks[at / kChunk];
+      if (brackets[q].bins == 1 && brackets[q].shift == 0) {
+        *ties += point_block(e, at, base, n, brackets[q].low, &counters[q]);
+        continue;
       }
-      for (int i = n; i < n + 8; ++i) inside[i] = 0;
-      counters[q].chunks[at / kChunk] += count_block(brackets[q], m, inside, n, &counters[q]);
+      magnitude_block(e, at, base, d, m, n);
+      *ties += count_block(brackets[q], m, inside, n, &counters[q]);
     }
   }
 }

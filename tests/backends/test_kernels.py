@@ -183,8 +183,9 @@ def test_reductions(data) -> None:
     op = data.draw(ops(t))
     sums, gram = REFERENCE.masked_sums(op, t), REFERENCE.gram(t, op.work)
     for backend in BACKENDS:
-        assert torch.equal(backend.masked_sums(op, t), sums)
-        assert torch.equal(backend.gram(t, op.work), gram)
+        # NaN where a delta overflows; otherwise the same bits
+        torch.testing.assert_close(backend.masked_sums(op, t), sums, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(backend.gram(t, op.work), gram, rtol=0, atol=0, equal_nan=True)
 
 
 def test_threads_do_not_change_a_bit() -> None:

@@ -1,0 +1,41 @@
+# Each target does its own set-up: `make demo` and `make test` run on a fresh machine.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/cpu/*)
+
+.PHONY: demo test slow lint format bench clean
+
+demo: .venv/ready  ## train the small experts (once), merge and evaluate them
+	$(BIN)/mergekern demo
+
+test: .venv/ready  ## the quick suite
+	$(BIN)/python -m pytest -q
+
+slow: .venv/ready  ## what takes minutes: the demo's claims and the long grids
+	$(BIN)/python -m pytest -q -m "slow or demo"
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp')
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp')
+
+bench: .venv/ready  ## the figures of the README
+	$(BIN)/python bench/merge.py
+	$(BIN)/python -m pytest -q bench --benchmark-sort=name
+
+# The tested versions; torch first, so that nothing else chooses one.
+.venv/ready: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt pip
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info mergekern/*.so

@@ -1,0 +1,124 @@
+"""Kernels against the floor of the same run: `python -m pytest bench`.
+
+Every case is first compared with the reference backend, bit for bit. The floor runs before each
+round, on the same tensors and as many threads, so that both see the same neighbours.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from data import base_and_experts
+from floor import floor_pass
+
+from mergekern.backends import Bracket
+from mergekern.backends.cpu import CpuBackend, available_cores
+from mergekern.backends.reference import ReferenceBackend, magnitude_bits
+from mergekern.fused import ExpertScalars, FusedOp, Tile, Window
+
+NUMEL = 20_000_000
+CHECKED = 200_000
+ROUNDS = 15
+THREADS = sorted({1, available_cores()})
+DENSITY = 0.2
+
+
+def op_of(name: str, experts: int, cut: int) -> FusedOp:
+    share, window = 1 / experts, Window(lo=cut)
+    scalars = {
+        "linear": {},
+        "task_arithmetic": {},
+        "ties": {"window": window},
+        "dare_ties": {"keep_below": int(DENSITY * 2**32)},
+    }[name]
+    rows = tuple(ExpertScalars(i, share, share, share, **scalars) for i in range(experts))
+    if name == "linear":
+        return FusedOp("linear_combination", rows)
+    elect = "mass" if name in ("ties", "dare_ties") else "none"
+    return FusedOp("task_vector", rows, elect, "mean" if name == "ties" else "sum")
+
+
+def tile_of(experts: int, numel: int = NUMEL) -> Tile:
+    base, tuned = base_and_experts(numel, experts)
+    return Tile("w", 0, base, tuple(tuned))
+
+
+def head_of(tile: Tile) -> Tile:
+    assert tile.base is not None
+    return Tile("w", 0, tile.base[:CHECKED], tuple(x[:CHECKED] for x in tile.experts))
+
+
+def threshold(tile: Tile) -> int:
+    head = head_of(tile)
+    bits = magnitude_bits(head.experts[0].float() - head.base.float()).sort().values
+    return int(bits[-int(DENSITY * CHECKED)])
+
+
+def against_floor(benchmark, run: Callable[[], object], floor: Callable[[], object], nbytes: int):
+    floors: list[float] = []
+
+    def time_floor() -> None:
+        started = time.perf_counter()
+        floor()
+        floors.append(time.perf_counter() - started)
+
+    benchmark.pedantic(run, setup=time_floor, rounds=ROUNDS, warmup_rounds=2)
+    benchmark.extra_info["bytes"] = nbytes
+    benchmark.extra_info["floor_s"] = min(floors)
+    benchmark.extra_info["floor_median_s"] = statistics.median(floors)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("experts", [4, 8])
+@pytest.mark.parametrize("name", ["linear", "task_arithmetic", "ties", "dare_ties"])
+def test_fuse(benchmark, name: str, experts: int, threads: int) -> None:
+    tile, backend = tile_of(experts), CpuBackend(threads)
+    op = op_of(name, experts, threshold(tile))
+    head, want, got = (
+        head_of(tile),
+        torch.empty(CHECKED).bfloat16(),
+        torch.empty(CHECKED).bfloat16(),
+    )
+    ReferenceBackend().fuse(op, head, want)
+    backend.fuse(op, head, got)
+    assert torch.equal(got.view(torch.int16), want.view(torch.int16))
+    out = torch.empty_like(tile.base)
+    inputs = [*tile.experts] if name == "linear" else [tile.base, *tile.experts]
+    against_floor(
+        benchmark,
+        lambda: backend.fuse(op, tile, out),
+        lambda: floor_pass(inputs, out, threads),
+        2 * NUMEL * (len(inputs) + 1),
+    )
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("width", [1, 1 << 18])
+def test_count(benchmark, width: int, threads: int) -> None:
+    """The counting pass of selection: a bracket of one magnitude (ties) and a wide one."""
+    experts = 4
+    tile, backend = tile_of(experts), CpuBackend(threads)
+    low = threshold(tile) - width // 2
+    brackets = [Bracket(expert, low, 0, width) for expert in range(experts)]
+    tallies = [torch.zeros((threads, width), dtype=torch.int64) for _ in brackets]
+    wanted = [torch.zeros((1, width), dtype=torch.int64) for _ in brackets]
+    want = ReferenceBackend().count(head_of(tile), brackets, torch.float32, wanted)
+    got = backend.count(head_of(tile), brackets, torch.float32, tallies)
+    assert [c.above for c in got] == [c.above for c in want]
+    assert all(torch.equal(t.sum(0), w.sum(0)) for t, w in zip(tallies, wanted, strict=True))
+    out = torch.empty_like(tile.base)
+    against_floor(
+        benchmark,
+        lambda: backend.count(tile, brackets, torch.float32, tallies),
+        lambda: floor_pass([tile.base, *tile.experts], out, threads),
+        2 * NUMEL * (experts + 1),
+    )

@@ -1,0 +1,23 @@
+"""Output tensors on huge pages: touching fresh memory page by page costs more than a merge."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+import torch
+
+PAGE = 2 << 20
+WORTH = 2 * PAGE  # below, no whole huge page may lie inside
+
+
+def empty(numel: int, dtype: torch.dtype) -> torch.Tensor:
+    """torch.empty, with huge pages where the system has them; elsewhere just torch.empty."""
+    tensor = torch.empty(numel, dtype=dtype)
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is not None and tensor.nbytes >= WORTH:
+        start = -(-tensor.data_ptr() // PAGE) * PAGE
+        length = (tensor.data_ptr() + tensor.nbytes - start) // PAGE * PAGE
+        # Advice only: where it is refused, the memory is as good as before.
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
+    return tensor
