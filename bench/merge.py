@@ -22,6 +22,7 @@ import mergekern
 from mergekern.backends.cpu import available_cores
 
 State = dict[str, Tensor]
+Row = dict[str, object]
 DENSITY = 0.2
 RESULTS = Path(__file__).with_name("results")
 
@@ -70,36 +71,34 @@ def check(method: str, parameters: dict[str, object]) -> None:
         assert torch.equal(got[name].view(torch.int16), tensor.view(torch.int16)), name
 
 
-def against_torch(tensors: int, repetitions: int) -> list[dict[str, object]]:
-    base, *experts = models = model(tensors, (2048, 2048), 4)
+def against_torch(tensors: int, shape: tuple[int, int], repetitions: int) -> list[Row]:
+    base, *experts = models = model(tensors, shape, 4)
+    numel = tensors * shape[0] * shape[1]
+    cases: list[tuple[str, Callable[..., Tensor], dict[str, object]]] = [
+        ("ties", ties_in_torch, {"density": DENSITY}),
+        ("dare_ties", dare_ties_in_torch, {"density": DENSITY, "rescale": "drop_rate"}),
+    ]
     rows = []
-    cases = {
-        "ties": (ties_in_torch, {"density": DENSITY}),
-        "dare_ties": (dare_ties_in_torch, {"density": DENSITY, "rescale": "drop_rate"}),
-        "dare_ties, l1 rescale": (dare_ties_in_torch, {"density": DENSITY, "rescale": "l1"}),
-    }
-    for name, (in_torch, parameters) in cases.items():
-        method = name.split(",")[0]
+    for method, in_torch, parameters in cases:
         check(method, parameters)
-
-        def ours(method: str = method, parameters: dict[str, object] = parameters) -> None:
-            mergekern.merge(method, base=base, models=experts, **parameters)
-
-        ours()
-        mine = measure(ours, repetitions)
         theirs = measure(lambda f=in_torch: whole_model(f, models), 1)
-        numel = tensors * 2048 * 2048
-        rows.append(
-            {
-                "merge": f"{name}, {numel / 1e6:.0f} M x 4, in memory",
-                "torch_cpu_s": theirs.best_cpu,
-                "mergekern_cpu_s": mine.best_cpu,
-                "cpu_ratio": theirs.best_cpu / mine.best_cpu,
-                "wall_ratio": theirs.best / mine.best,
-                "ns_per_param_cpu": 1e9 * mine.best_cpu / numel,
-                "GB_per_s": 2 * numel * 6 / mine.best / 1e9,
-            }
-        )
+        for threads in sorted({1, available_cores()}):
+
+            def ours(method=method, parameters=parameters, threads=threads) -> None:
+                mergekern.merge(method, base=base, models=experts, threads=threads, **parameters)
+
+            mine = measure(ours, repetitions)
+            rows.append(
+                {
+                    "merge": f"{method}, {numel / 1e6:.0f} M x 4, {threads} thread(s)",
+                    "torch_cpu_s": theirs.best_cpu,
+                    "mergekern_cpu_s": mine.best_cpu,
+                    "cpu_ratio": theirs.best_cpu / mine.best_cpu,
+                    "cpu_ratio_of_median": theirs.best_cpu / sorted(mine.cpu)[repetitions // 2],
+                    "wall_ratio": theirs.best / mine.best,
+                    "ns_per_param_cpu": 1e9 * mine.best_cpu / numel,
+                }
+            )
     return rows
 
 
@@ -131,7 +130,7 @@ def write_checkpoint(folder: Path, state: State) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "dtype": "bfloat16"}))
 
 
-def memory(tensors: int, budget: int) -> list[dict[str, object]]:
+def memory(tensors: int, budget: int) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
         folders = [Path(scratch, name) for name in ("base", "a", "b", "c", "d")]
@@ -162,7 +161,7 @@ def memory(tensors: int, budget: int) -> list[dict[str, object]]:
     return rows
 
 
-def show(rows: list[dict[str, object]]) -> None:
+def show(rows: list[Row]) -> None:
     for row in rows:
         figures = "  ".join(f"{k} {v:.3g}" for k, v in row.items() if isinstance(v, float))
         print(f"{row['merge']:44s} {figures}")
@@ -170,7 +169,8 @@ def show(rows: list[dict[str, object]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tensors", type=int, default=24, help="of 2048 x 2048, in memory")
+    parser.add_argument("--tensors", type=int, default=1, help="in memory, each of --shape")
+    parser.add_argument("--shape", type=int, nargs=2, default=(25_000, 4_000))
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--budget", default="512MiB", help="of the streaming merges")
     arguments = parser.parse_args()
@@ -179,7 +179,7 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {available_cores()} cores")
     streamed = memory(10, parse_size(arguments.budget, "budget"))
     show(streamed)
-    compared = against_torch(arguments.tensors, arguments.repetitions)
+    compared = against_torch(arguments.tensors, tuple(arguments.shape), arguments.repetitions)
     show(compared)
     RESULTS.mkdir(exist_ok=True)
     found = {"cores": available_cores(), "streaming": streamed, "in_memory": compared}

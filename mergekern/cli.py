@@ -39,7 +39,7 @@ Params = Annotated[
     typer.Option("--param", "-p", help="name=value, or name=v1,v2 with one value per model."),
 ]
 PresetName = Annotated[str | None, typer.Option(help="A named bundle of parameters.")]
-Memory = Annotated[str | None, typer.Option(help="Bound on buffers, like 8GiB.")]
+Memory = Annotated[str | None, typer.Option(help="What the process may hold, like 8GiB.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Default: the cores it may use.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Of methods that draw random numbers.")]
 Device = Annotated[str, typer.Option(help="auto or cpu.")]

@@ -119,7 +119,7 @@ def last_index(backend: Backend, source: TileSource, search: Search, before: int
     place = source.step.expert_index.index(search.expert)
     tile = source.part(chunk * CHUNK, min(source.step.numel, (chunk + 1) * CHUNK))
     bits = backend.magnitudes(tile, place, source.step.work)
-    ties = (bits == search.magnitude).nonzero()
+    ties = np.flatnonzero(bits.numpy() == search.magnitude)
     return chunk * CHUNK + int(ties[wanted - 1])
 
 
@@ -160,7 +160,8 @@ def _count(
     numel = sum(source.step.numel for source in sources)
     most = min(MOST_BINS, COUNTERS // (backend.lanes * len(searches)), max(1 << 12, numel // 8))
     shapes = [search.bracket(1 << (most.bit_length() - 1)) for search in searches]
-    tallies = [torch.zeros((backend.lanes, bins), dtype=torch.int64) for _, _, bins in shapes]
+    # numpy takes zeroed pages from the system as they are touched; torch would write them all
+    tallies = [torch.from_numpy(np.zeros((backend.lanes, b), np.int64)) for _, _, b in shapes]
     above = [0] * len(searches)
     for search in searches:
         search.chunks = {}

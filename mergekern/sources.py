@@ -55,11 +55,20 @@ class Resident:
         assert self._tile.numel == self.step.numel, f"{self.step.name}: statistics of a part of it"
         ranges = sample_ranges(self.step.numel, share, run)
         if ranges:  # joined, since a call for each would cost more than its elements
-            runs = [cut(self._tile, start, stop) for start, stop in ranges]
-            bases = [run.base for run in runs if run.base is not None]
-            base = torch.cat(bases) if bases else None
-            experts = zip(*(run.experts for run in runs), strict=True)
-            yield Tile(self._tile.tensor, 0, base, tuple(torch.cat(list(x)) for x in experts))
+            base = None if self._tile.base is None else _join(self._tile.base, ranges)
+            experts = tuple(_join(x, ranges) for x in self._tile.experts)
+            yield Tile(self._tile.tensor, 0, base, experts)
+
+
+def _join(whole: torch.Tensor, ranges: list[Interval]) -> torch.Tensor:
+    """Ranges of a tensor behind one another, copied one by one: torch.cat would wake its threads,
+    which then spin against ours."""
+    joined = torch.empty(sum(stop - start for start, stop in ranges), dtype=whole.dtype)
+    filled = 0
+    for start, stop in ranges:
+        joined[filled : filled + stop - start] = whole[start:stop]
+        filled += stop - start
+    return joined
 
 
 def cut(tile: Tile, start: int, stop: int) -> Tile:
