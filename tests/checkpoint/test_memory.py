@@ -52,6 +52,17 @@ def test_reading_a_part_copies_few_rows() -> None:
 
 def test_negated_views_read_as_they_look() -> None:
     negated = torch.imag(torch.tensor([1 + 2j, 3 + 4j]).conj())
+    assert negated.is_neg()
+    for view in (negated, torch._neg_view(torch.tensor([2.0, 4.0]))):
+        check_negated(view)
+
+
+def test_parameters_read_without_their_graph() -> None:
+    checkpoint = open_checkpoint({"w": torch.nn.Parameter(torch.ones(2))})
+    assert not checkpoint.read("w", 0, 2, None).requires_grad
+
+
+def check_negated(negated: torch.Tensor) -> None:
     part = open_checkpoint({"w": negated}).read("w", 0, 2, None)
     assert not part.is_neg() and torch.equal(part, torch.tensor([-2.0, -4.0]))
 
@@ -62,6 +73,7 @@ def test_aliases() -> None:
         "first": storage,
         "again": storage.view(4, 4),
         "turned": storage.t(),
+        "upper half": storage[:2],
         "row": storage[0],
         "same row": storage[0],
         "bits": storage.view(torch.int32),

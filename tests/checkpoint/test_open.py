@@ -24,6 +24,12 @@ def test_folder_path_or_text(tmp_path) -> None:
     assert open_checkpoint(tmp_path).config == {}
 
 
+def test_files_without_tensors(tmp_path) -> None:
+    save_file({}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model.safetensors holds no tensors"):
+        open_checkpoint(tmp_path)
+
+
 def test_single_file_and_what_lies_beside(tmp_path) -> None:
     save_file(STATE, tmp_path / "any-name.safetensors")
     checkpoint = open_checkpoint(tmp_path / "any-name.safetensors")
