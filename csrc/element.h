@@ -50,6 +50,9 @@ struct Float16 {
   uint16_t bits;
 };
 
+MK_HD uint16_t magnitude(BFloat16 x) { return x.bits & 0x7fffu; }
+static constexpr uint16_t kInfinityBF16 = 0x7f80u;
+
 // widen: exact
 
 MK_HD float widen(BFloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
@@ -118,6 +121,11 @@ template <typename Work>
 MK_HD Work trim(Work d, typename Bits<Work>::type lo, typename Bits<Work>::type hi) {
   const auto m = magnitude(d);
   return (m >= lo) & (m < hi) ? d : Work(0);
+}
+
+template <typename Work>
+MK_HD Work trim(Work d, typename Bits<Work>::type lo) {
+  return magnitude(d) >= lo ? d : Work(0);
 }
 
 // elect: the sign of a ballot, and whether it agrees with the sum of all (a sum of 0 counts as +)

@@ -2,6 +2,7 @@
 // a product of two 32-bit halves is one instruction (it takes the 64-bit multiply, three times as
 // dear), so this one loop is written with intrinsics.
 #pragma once
+#include "fused_op.h"
 #include "philox.h"
 #if defined(__AVX2__)
 #if !defined(__clang__)

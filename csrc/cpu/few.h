@@ -18,9 +18,10 @@ struct FewInputs {
   float scale;
 };
 
-// Returns the largest magnitude seen among inputs and outputs: Inf's or more means trouble.
-template <int K, bool kDrop, bool kElect, bool kMean>
-static uint32_t few_run(const FewInputs& in, Unaligned<BFloat16>* out, int n) {
+// Returns the largest magnitude seen among inputs and outputs: Inf's or more means trouble. It is
+// taken of the 16 bits, since that is half the work. kBand: windows have an upper cut too.
+template <int K, bool kBand, bool kDrop, bool kElect, bool kMean>
+static uint16_t few_run(const FewInputs& in, Unaligned<BFloat16>* out, int n) {
   const Unaligned<BFloat16>*const base_at = in.base, *x[K];
   const uint16_t* kept[K];
   uint32_t lo[K], hi[K];
@@ -30,17 +31,18 @@ static uint32_t few_run(const FewInputs& in, Unaligned<BFloat16>* out, int n) {
     coef[k] = in.coef[k], share[k] = in.share[k];
   }
   const float scale = in.scale;
-  uint32_t largest = 0;
+  uint16_t largest = 0;
 #pragma GCC ivdep
   for (int i = 0; i < n; ++i) {
     const float base = widen(base_at[i].value);
-    largest = most(largest, magnitude(base));
+    largest = most(largest, magnitude(base_at[i].value));
     float v[K], sum = 0, num = 0, den = 0;
 #pragma GCC unroll 8
     for (int k = 0; k < K; ++k) {
       const float wide = widen(x[k][i].value);
-      largest = most(largest, magnitude(wide));
-      float d = trim(wide - base, lo[k], hi[k]);
+      largest = most(largest, magnitude(x[k][i].value));
+      float d = wide - base;
+      d = kBand ? trim(d, lo[k], hi[k]) : trim(d, lo[k]);
       if (kDrop) d = kept[k][i] ? d : 0.0f;
       v[k] = d * coef[k];
       if (kElect) sum = sum + v[k];
@@ -54,21 +56,28 @@ static uint32_t few_run(const FewInputs& in, Unaligned<BFloat16>* out, int n) {
     BFloat16 rounded;
     round_to(finish(base, kMean ? num / guarded(den) : num, scale), rounded);
     out[i].value = rounded;
-    largest = most(largest, magnitude(widen(rounded)));
+    largest = most(largest, magnitude(rounded));
   }
   return largest;
 }
 
-using FewRun = uint32_t (*)(const FewInputs&, Unaligned<BFloat16>*, int);
+using FewRun = uint16_t (*)(const FewInputs&, Unaligned<BFloat16>*, int);
 
-template <int K>
+template <int K, bool kBand>
 static FewRun few_of(bool drop, bool elect, bool mean) {
   if (drop) {
-    if (elect) return mean ? few_run<K, true, true, true> : few_run<K, true, true, false>;
-    return few_run<K, true, false, false>;
+    if (elect)
+      return mean ? few_run<K, kBand, true, true, true> : few_run<K, kBand, true, true, false>;
+    return few_run<K, kBand, true, false, false>;
   }
-  if (elect) return mean ? few_run<K, false, true, true> : few_run<K, false, true, false>;
-  return few_run<K, false, false, false>;
+  if (elect)
+    return mean ? few_run<K, kBand, false, true, true> : few_run<K, kBand, false, true, false>;
+  return few_run<K, kBand, false, false, false>;
+}
+
+template <int K>
+static FewRun few_of(bool band, bool drop, bool elect, bool mean) {
+  return band ? few_of<K, true>(drop, elect, mean) : few_of<K, false>(drop, elect, mean);
 }
 
 // The loop for this op, or null where it is not the common case.
@@ -77,21 +86,22 @@ static inline FewRun few_loop(const FusedOp& op, const Tile& t, DType out_dtype)
   bool common = op.rule == Rule::task_vector && op.divisor == 1 && op.ballots_are_values;
   common = common && op.combine != Combine::max && op.elect != Elect::count && (elect || !mean);
   common = common && t.base_dtype == DType::bf16 && out_dtype == DType::bf16 && t.count <= kFew;
-  bool drop = false;
+  bool drop = false, band = false;
   for (int k = 0; k < t.count; ++k) {
     common = common && t.experts[k].dtype == DType::bf16;
     drop |= t.experts[k].drop;
+    band |= t.experts[k].window.hi < Bits<float>::abs;
   }
   if (!common) return nullptr;
   switch (t.count) {
-    case 1: return few_of<1>(drop, elect, mean);
-    case 2: return few_of<2>(drop, elect, mean);
-    case 3: return few_of<3>(drop, elect, mean);
-    case 4: return few_of<4>(drop, elect, mean);
-    case 5: return few_of<5>(drop, elect, mean);
-    case 6: return few_of<6>(drop, elect, mean);
-    case 7: return few_of<7>(drop, elect, mean);
-    case 8: return few_of<8>(drop, elect, mean);
+    case 1: return few_of<1>(band, drop, elect, mean);
+    case 2: return few_of<2>(band, drop, elect, mean);
+    case 3: return few_of<3>(band, drop, elect, mean);
+    case 4: return few_of<4>(band, drop, elect, mean);
+    case 5: return few_of<5>(band, drop, elect, mean);
+    case 6: return few_of<6>(band, drop, elect, mean);
+    case 7: return few_of<7>(band, drop, elect, mean);
+    case 8: return few_of<8>(band, drop, elect, mean);
   }
   return nullptr;
 }
@@ -106,7 +116,7 @@ static inline bool few(FewRun run, const FusedOp& op, const Tile& t, int64_t beg
     in.coef[k] = static_cast<float>(t.experts[k].coef);
     in.share[k] = static_cast<float>(t.experts[k].share);
   }
-  uint32_t largest = 0;
+  uint16_t largest = 0;
   for (int64_t at_ = begin; at_ < end;) {
     const int64_t here = t.offset + at_;
     int n = static_cast<int>(end - at_ < kStep ? end - at_ : kStep);
@@ -127,7 +137,7 @@ static inline bool few(FewRun run, const FusedOp& op, const Tile& t, int64_t beg
     largest = most(largest, run(in, static_cast<Unaligned<BFloat16>*>(out) + at_, n));
     at_ += n;
   }
-  return finite<float>(largest);
+  return largest < kInfinityBF16;
 }
 
 }  // namespace MK_ISA
