@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -103,6 +104,7 @@ def merge(
         "out_dtype": out_dtype,
     }
     recipe = read(recipe_or_method, models=models, base=base, parameters=parameters, **changes)
+    output = _output_path(output)
     if output is None and not all(source.in_memory for source in recipe.sources):
         raise OutputError("models on disk are merged into a folder: give output=")
     runner = get_backend(backend, threads)
@@ -111,7 +113,7 @@ def merge(
         if output is None:
             return engine.merge_in_memory(plan, checkpoints, backend=runner)
         return _into_folder(
-            recipe, plan, checkpoints, Path(output), runner, limit, progress or Silent(), mismatch
+            recipe, plan, checkpoints, output, runner, limit, progress or Silent(), mismatch
         )
 
 
@@ -143,7 +145,7 @@ def plan(
     }
     recipe = read(recipe_or_method, models=models, base=base, parameters=parameters, **changes)
     with _opened(recipe) as checkpoints:
-        made = _plan(recipe, checkpoints, output, mismatch, max_shard_size)
+        made = _plan(recipe, checkpoints, _output_path(output), mismatch, max_shard_size)
         return replace(made, memory=engine.memory_estimate(made, limit))
 
 
@@ -166,12 +168,12 @@ def _opened(recipe: Recipe) -> Iterator[list[Checkpoint]]:
 def _plan(
     recipe: Recipe,
     checkpoints: Sequence[Checkpoint],
-    output: str | Path | None,
+    output: Path | None,
     mismatch: Mismatch,
     max_shard_size: int | str,
 ) -> Plan:
     if output is not None:
-        check_output(recipe, checkpoints, Path(output))
+        check_output(recipe, checkpoints, output)
     return build_plan(
         recipe,
         checkpoints,
@@ -180,13 +182,30 @@ def _plan(
     )
 
 
+def _output_path(output: str | Path | None) -> Path | None:
+    """The folder to write, ~ expanded as it is for models."""
+    if output is None:
+        return None
+    if not isinstance(output, str | os.PathLike) or not os.fspath(output):
+        raise OutputError(f"output is {output!r}; want the path of a folder")
+    path = Path(os.path.expanduser(output))
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass  # it is made later
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"output {output} cannot be used: {reason}; choose another") from error
+    return path
+
+
 def check_output(recipe: Recipe, checkpoints: Sequence[Checkpoint], output: Path) -> None:
     """Raise OutputError when the output is an input's folder, lies in one or holds one."""
-    target = output.expanduser().resolve()
+    target = output.resolve()
     for source, checkpoint in zip(recipe.sources, checkpoints, strict=True):
         if source.in_memory:
             continue
-        given = Path(source.where).expanduser()
+        given = Path(os.path.expanduser(source.where))
         single = given.is_file()
         folder = (given.parent if single else checkpoint.folder or given).resolve()
         # A file's neighbours are no part of the model; only the very same folder is in danger.
@@ -254,5 +273,5 @@ def _finisher(
 
 def _check_device(device: str) -> None:
     if device not in DEVICES:
-        hint = nearest(device, DEVICES)
+        hint = nearest(str(device), DEVICES)
         raise RecipeError(f"device is {device!r}{hint} (want {' or '.join(DEVICES)}; others later)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -149,16 +149,18 @@ def demo_command(
 def _arguments(context: typer.Context, without: Sequence[str] = ()) -> dict[str, Any]:
     """The command line's options as the arguments of merge() and plan()."""
     own = {"model", "param", "dry_run", "quiet", "debug", *without}
+    flags = {str(option.name): option.opts[0] for option in context.command.params}
+    flags["models"] = flags["model"]
     options = {name: value for name, value in context.params.items() if name not in own}
     return {
         **options,
         "models": context.params["model"] or None,
-        **_parameters(context.params["param"]),
+        **_parameters(context.params["param"], flags),
     }
 
 
-def _parameters(given: list[str] | None) -> dict[str, Any]:
-    """name=value pairs; commas make a list, one value per model."""
+def _parameters(given: list[str] | None, flags: Mapping[str, str]) -> dict[str, Any]:
+    """name=value pairs; commas make a list, one value per model. flags: the options' own."""
     parameters: dict[str, Any] = {}
     for pair in given or []:
         name, equals, value = pair.partition("=")
@@ -166,8 +168,10 @@ def _parameters(given: list[str] | None) -> dict[str, Any]:
             raise RecipeError(f"--param {pair!r}; want name=value, like density=0.2")
         if name in parameters:
             raise RecipeError(f"--param {name} is given twice")
+        if name in flags:
+            raise RecipeError(f"{name} is an option of its own: {flags[name]}")
         if name in inspect.signature(api.merge).parameters:
-            raise RecipeError(f"{name} is an option of its own: --{name.replace('_', '-')}")
+            raise RecipeError(f"{name} is no parameter of a method")
         parameters[name] = value.split(",") if "," in value else value
     return parameters
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def input_files(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
 
     Fine-tunes of one base have equal headers, so a header alone does not tell them apart.
     """
-    folder = checkpoint.folder or Path(checkpoint.label).expanduser().parent
+    folder = checkpoint.folder or Path(os.path.expanduser(checkpoint.label)).parent
     files: dict[str, dict[str, Any]] = {}
     for name, sha256 in checkpoint.fingerprint.items():
         state = (folder / name).stat()

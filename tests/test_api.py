@@ -12,7 +12,7 @@ from models import tiny_llama
 from transformers import AutoModelForCausalLM
 
 import mergekern
-from mergekern.errors import MismatchError, OutputError, RecipeError
+from mergekern.errors import CheckpointError, MismatchError, OutputError, RecipeError
 
 METHODS = [method.name for method in mergekern.methods()]
 
@@ -201,3 +201,21 @@ def test_a_plan_reads_headers_and_prints_itself(folders, tmp_path) -> None:
     assert "scope=model" in text
     assert "memory" in text
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("output", [5, "", "x" * 300, "a\0b"])
+def test_an_output_that_is_no_path_is_refused(folders, output) -> None:
+    with pytest.raises(OutputError, match="output"):
+        mergekern.merge("linear", models=[folders["a"], folders["b"]], output=output)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 2.5, "two"])
+def test_a_number_of_threads_that_is_none_is_refused(threads) -> None:
+    state = {"w": torch.ones(3)}
+    with pytest.raises(RecipeError, match="threads is"):
+        mergekern.merge("linear", models=[state], threads=threads)
+
+
+def test_a_path_too_long_for_the_disk_is_not_found() -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        mergekern.merge("linear", models=["a/" + "x" * 300 + "/b"], output="never")

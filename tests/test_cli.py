@@ -131,3 +131,16 @@ def test_demo_passes_its_options_on(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(mergekern.demo, "run_demo", lambda **given: seen.update(given), False)
     run("demo", "--output", tmp_path, "--threads", 2)
     assert seen == {"output": Path(tmp_path), "cache": None, "threads": 2}
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("models=x", "models is an option of its own: --model\n"),
+        ("max_memory=1", "max_memory is an option of its own: --max-memory\n"),
+        ("progress=x", "progress is no parameter of a method\n"),
+    ],
+)
+def test_a_parameter_that_is_none(folders, tmp_path, pair, message) -> None:
+    result = run("merge", "ties", tmp_path / "o", *ties(folders), "-p", pair, code=1)
+    assert message in result.stderr

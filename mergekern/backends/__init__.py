@@ -72,6 +72,9 @@ def get_backend(name: str = "auto", threads: int | None = None) -> Backend:
 
     threads: for backend "cpu", how many; None takes the cores this process may use.
     """
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if threads is not None and not (whole and threads >= 1):
+        raise RecipeError(f"threads is {threads!r}; want a whole number from 1 on")
     if name in ("auto", "cpu"):
         from mergekern.backends.cpu import CpuBackend
 

@@ -45,8 +45,8 @@ def open_checkpoint(
 
 
 def _open_named(name: str, revision: str | None, label: str) -> Checkpoint:
-    path = Path(name).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(name))
+    if os.path.exists(path):  # where Path.exists would raise, as for a name too long, it is False
         if revision is not None:
             raise CheckpointError(f"{name}: is a local path, which has no revision {revision!r}")
         return local.open_local(label, path)

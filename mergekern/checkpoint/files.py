@@ -66,7 +66,7 @@ class WeightFile:
         if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise CheckpointError(
                 f"{self.path}: was changed while it was being read (then {before.st_size} bytes, "
-                f"now {now.st_size}); what was made from it is of no use: run again"
+                f"now {now.st_size}); remove what was made from it and run again"
             )
 
     def close(self) -> None:

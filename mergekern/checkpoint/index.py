@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -29,7 +30,7 @@ def read_index(path: Path) -> dict[str, str]:
 def shard_names(path: Path, weight_map: Mapping[str, str]) -> list[str]:
     """The shards that an index names, in order. Raises CheckpointError when some are missing."""
     shards = sorted(set(weight_map.values()))
-    missing = [shard for shard in shards if not (path.parent / shard).exists()]
+    missing = [shard for shard in shards if not os.path.exists(path.parent / shard)]
     if missing:
         raise CheckpointError(
             f"{path}: {len(missing)} of {len(shards)} shards are missing: {listing(missing)}; "

@@ -75,7 +75,7 @@ def _number(parameter: Parameter, value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     interval = parameter.doc.interval
     fits = math.isfinite(number) and (not interval or _inside(number, interval))

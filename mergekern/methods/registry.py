@@ -59,7 +59,8 @@ class Method:
             for method in all_methods()
             if method.presets
         )
-        raise RecipeError(f"{self.name} has no preset {name!r} (presets: {having})")
+        hint = nearest(name, self.presets)
+        raise RecipeError(f"{self.name} has no preset {name!r}{hint} (presets: {having})")
 
     def spec(self, parameters: Mapping[str, Any], experts: Sequence[int]) -> Spec:
         """The spec of one tensor, in which these experts (places in the recipe) take part."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ def read(
         file = parse_recipe(*_content(what))
     changes = {"preset": preset, "dtype": _dtype_text(dtype), "out_dtype": _dtype_text(out_dtype)}
     wins = {key: value for key, value in changes.items() if value is not None}
+    if preset is not None and not isinstance(preset, str):
+        raise RecipeError(f"preset is {preset!r}; want its name")
     return resolve(file.model_copy(update=wins), parameters, seed)
 
 
@@ -58,8 +60,9 @@ def _is_method(text: str) -> bool:
 
 def _from_call(name: str, models: Sequence[Any] | None, base: Any) -> RecipeFile:
     get_method(name)
-    if isinstance(models, (str, Path)):
-        raise RecipeError(f"models is {str(models)!r}; want a list of the models to merge")
+    if models is not None and not _is_list(models):
+        found = repr(str(models)) if isinstance(models, (str, Path)) else type(models).__name__
+        raise RecipeError(f"models is {found}; want a list of the models to merge")
     if not models:
         raise RecipeError(
             "no models to merge: give at least one (models= in Python, --model on the command line)"
@@ -72,6 +75,11 @@ def _from_call(name: str, models: Sequence[Any] | None, base: Any) -> RecipeFile
         ),
         base_model=None if base is None else parse_source(base, "base"),
     )
+
+
+def _is_list(models: Any) -> bool:
+    """A mapping is iterable too, but one of tensors is a single model."""
+    return isinstance(models, Iterable) and not isinstance(models, (str, Path, bytes, Mapping))
 
 
 def _content(what: Any) -> tuple[Any, str]:
@@ -91,12 +99,29 @@ def _content(what: Any) -> tuple[Any, str]:
         raise RecipeError(f"recipe {what} cannot be read: {reason}") from error
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key given twice, of which the last would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"the key {key.value!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep=deep)
+
+
 def _yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)  # a safe one
     except yaml.YAMLError as error:
         raise RecipeError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _dtype_text(dtype: str | torch.dtype | None) -> str | None:
-    return dtype_name(dtype) if isinstance(dtype, torch.dtype) else dtype
+    if dtype is None or isinstance(dtype, str):
+        return dtype
+    if isinstance(dtype, torch.dtype):
+        return dtype_name(dtype)
+    raise RecipeError(f"dtype is {dtype!r}; want a name like bfloat16")

@@ -96,6 +96,8 @@ def resolve(
     if seed is not None:
         if any(parameter.name == "seed" for parameter in method.parameters):
             given.setdefault("seed", seed)
+        elif not isinstance(seed, int) or seed < 0:
+            raise RecipeError(f"seed is {seed!r}; want a whole number")
         elif seed:
             notes.append(f"seed has no effect: {method.name} draws no random numbers")
     entries, base = _inputs(method, file, top | given, notes)

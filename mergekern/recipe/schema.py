@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mergekern.errors import RecipeError
 from mergekern.methods import nearest
@@ -39,13 +39,6 @@ class RecipeFile(_Strict):
     dtype: str | None = None
     out_dtype: str | None = None
 
-    @field_validator("models")
-    @classmethod
-    def _some(cls, models: tuple[ModelEntry, ...]) -> tuple[ModelEntry, ...]:
-        if not models:
-            raise RecipeError("models is empty; list at least one model to merge")
-        return models
-
 
 def parse_recipe(content: Any, where: str) -> RecipeFile:
     """Plain data -> RecipeFile; RecipeError naming the key, and the nearest one that is known.
@@ -73,6 +66,8 @@ def parse_recipe(content: Any, where: str) -> RecipeFile:
 def _entries(models: Any, where: str) -> list[Any]:
     if not isinstance(models, (list, tuple)):
         raise RecipeError(f"{where}: models is {models!r}; want a list of entries `- model: ...`")
+    if not models:
+        raise RecipeError(f"{where}: models is empty; list at least one model to merge")
     entries = []
     for place, entry in enumerate(models):
         name = f"models[{place}]"
@@ -105,8 +100,10 @@ def _settings(parameters: Any, where: str) -> dict[str, Setting]:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first fault in one line."""
-    fault = error.errors()[0]
+    """One fault in one line."""
+    faults = error.errors()
+    # A misspelt key is also a missing one; the spelling says more.
+    fault = next((each for each in faults if each["type"] == "extra_forbidden"), faults[0])
     place = ".".join(str(part) for part in fault["loc"])
     key = str(fault["loc"][-1])
     inside: type[BaseModel] = ModelEntry if len(fault["loc"]) > 1 else RecipeFile

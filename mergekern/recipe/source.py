@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mergekern.errors import RecipeError
 
 REFERENCE_KEYS = frozenset({"model", "path", "revision", "lora", "override_architecture"})
@@ -50,11 +52,16 @@ def parse_source(value: Any, label: str) -> Source:
         return Source(str(value), str(value))
     if isinstance(value, str):
         return _parse_text(value, label)
-    if isinstance(value, Mapping) and value and set(value) <= REFERENCE_KEYS:
+    if isinstance(value, Mapping) and value and set(value) <= REFERENCE_KEYS and _plain(value):
         return _parse_mapping(value, label)
     if value is None or isinstance(value, (bool, int, float, list, tuple)):
         raise RecipeError(f"{label} is {value!r}; want a path, a hub id or a model's tensors")
     return Source(value, label)
+
+
+def _plain(mapping: Mapping[str, Any]) -> bool:
+    """False for a model in memory that happens to name its tensors as references name keys."""
+    return not any(isinstance(value, torch.Tensor) for value in mapping.values())
 
 
 def _parse_text(text: str, label: str) -> Source:

@@ -205,3 +205,39 @@ def test_one_folder_under_two_names_is_one_model(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match="listed twice"):
         read(recipe(models=[{"model": "a"}, {"model": str(tmp_path / "a") + "/"}]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [TIES + "dtype: float16\n", TIES.replace("lambda: 2", "lambda: 2, density: 0.5")],
+)
+def test_a_key_given_twice_is_refused(text) -> None:
+    with pytest.raises(RecipeError, match=r"the key '(dtype|density)' is given twice"):
+        read(text)
+
+
+def test_a_misspelt_key_is_named_before_the_missing_one() -> None:
+    with pytest.raises(RecipeError, match="unknown key 'model'; did you mean 'models'"):
+        read({"merge_method": "linear", "model": [{"model": "org/a"}]})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"models": 3}, "models is int"),
+        ({"models": {"a": torch.ones(1)}}, "models is dict"),
+        ({"dtype": 3}, "dtype is 3"),
+        ({"preset": 3}, "preset is 3"),
+        ({"preset": "papr"}, "did you mean 'paper'"),
+        ({"seed": "x"}, "seed is 'x'"),
+        ({"parameters": {"weight": 10**400}}, "weight is 1000"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(options, message) -> None:
+    with pytest.raises(RecipeError, match=message):
+        read("ties", **{"models": ["org/a"], "base": "org/base"} | options)
+
+
+def test_tensors_named_like_the_keys_of_a_reference_are_a_model() -> None:
+    state = {"model": torch.ones(2, 2)}
+    assert parse_source(state, "models[0]").where is state
