@@ -38,7 +38,7 @@ class MergeReport:
 
     merged, copied: output tensors; dropped: input tensors that nothing was made of
     resumed:        some of it was found finished, from a call before this one
-    notes:          what was asked for and had no effect
+    notes:          what was asked for and had no effect, and what the folder lacks
     """
 
     output: Path
@@ -179,6 +179,7 @@ def _plan(
         checkpoints,
         mismatch=mismatch,
         max_shard_size=parse_size(max_shard_size, "max_shard_size"),
+        share=output is None and all(source.in_memory for source in recipe.sources),
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -36,7 +38,7 @@ def model_card(recipe: Recipe, plan: Plan) -> str:
         ("Copied", group_steps(plan.steps, "copy")),
         ("Merged differently", group_steps(plan.steps, "merge")),
         ("Left out", group_dropped(plan.dropped)),
-        ("Without effect", list(plan.notes)),
+        ("Notes", list(plan.notes)),
     ):
         if lines:
             parts += [f"## {title}", "\n".join(f"- {line}" for line in lines)]
@@ -78,10 +80,23 @@ def _paper(reference: str) -> str:
 
 def _without_paths(text: str, recipe: Recipe) -> str:
     """Cards are published: a folder's name says as much as its path on one machine."""
-    labels = [source.label for source in recipe.sources if os.path.isabs(source.label)]
-    for label in sorted(labels, key=len, reverse=True):
-        text = text.replace(label, os.path.basename(label.rstrip("/")) or label)
+    names = _names([source.label for source in recipe.sources])
+    for label in sorted(names, key=len, reverse=True):
+        text = text.replace(label, names[label])
     return text
+
+
+def _names(labels: Sequence[str]) -> dict[str, str]:
+    """The end of every absolute path, as long as it takes to tell the models apart."""
+    paths = {label: Path(label).parts for label in labels if os.path.isabs(label)}
+    others = [label for label in labels if label not in paths]
+    longest = max((len(parts) for parts in paths.values()), default=0)
+    names: dict[str, str] = {}
+    for length in range(1, longest):
+        names = {label: "/".join(parts[1:][-length:]) for label, parts in paths.items()}
+        if len({*names.values(), *others}) == len(labels):
+            break
+    return names
 
 
 def _yaml(content: dict[str, Any]) -> str:

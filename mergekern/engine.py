@@ -22,7 +22,7 @@ from mergekern import budget, huge
 from mergekern.backends import Backend
 from mergekern.budget import MemoryEstimate
 from mergekern.checkpoint.base import Checkpoint
-from mergekern.findings import check_equal, check_findings
+from mergekern.findings import check_copied, check_findings
 from mergekern.fused import Tile
 from mergekern.lock import input_files
 from mergekern.output import is_finished
@@ -67,7 +67,7 @@ def merge_in_memory(
         out = huge.empty(step.numel, step.dtype)
         tile = _whole_tile(step, checkpoints)
         if step.action == "copy":
-            check_equal(plan, step, tile)
+            check_copied(plan, checkpoints, step, tile)
             out.copy_(tile.experts[0])
         elif step.numel:
             op = resolve(backend, Resident(step, tile), windows)

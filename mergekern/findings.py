@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 
 from mergekern.checkpoint.base import Checkpoint
-from mergekern.dtypes import dtype_name
+from mergekern.dtypes import DISCRETE, dtype_name
 from mergekern.errors import MismatchError, NonFiniteError
 from mergekern.fused import Findings, Tile
 from mergekern.plan import Plan, Step
+
+SCAN = 1 << 18  # elements of a copy that are looked at once
 
 
 def check_findings(
@@ -38,7 +40,21 @@ def check_findings(
         )
 
 
-def check_equal(plan: Plan, step: Step, tile: Tile) -> None:
+def check_copied(plan: Plan, checkpoints: Sequence[Checkpoint], step: Step, tile: Tile) -> None:
+    """Raise unless the inputs of a copy hold the same bytes, and numbers if they are floats.
+
+    What is merged is searched for NaN and Inf by the kernels; a copy runs through none.
+    """
+    _check_equal(plan, step, tile)
+    if step.dtype in DISCRETE:
+        return
+    for part in tile.experts[0].split(SCAN):
+        numbers = part.float() if part.itemsize == 1 else part  # no isfinite() for every fp8
+        if not torch.isfinite(numbers).all():
+            check_findings(plan, checkpoints, step, Findings((0,), overflow=False))
+
+
+def _check_equal(plan: Plan, step: Step, tile: Tile) -> None:
     """Raise MismatchError unless all inputs of a copy hold the same bytes."""
     first = tile.experts[0].view(torch.uint8)
     for place, other in enumerate(tile.experts[1:], 1):

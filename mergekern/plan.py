@@ -92,7 +92,7 @@ class Plan:
     aliases:       output name -> the output name whose storage it shares (in memory only)
     dropped:       the input tensors that no step reads
     input_bytes:   what one pass over the inputs reads
-    notes:         what was asked for and has no effect
+    notes:         what was asked for and has no effect, and what a merged folder lacks
     memory:        the engine's estimate, where one was made; str() of it is shown
     """
 

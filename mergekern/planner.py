@@ -28,6 +28,7 @@ def build_plan(
     *,
     mismatch: Mismatch = "error",
     max_shard_size: int = SHARD_BYTES,
+    share: bool = True,
 ) -> Plan:
     """Resolve a recipe against its opened checkpoints, given in the order of recipe.sources.
 
@@ -35,10 +36,11 @@ def build_plan(
         error       raise MismatchError
         base        take the base's tensor as it is; leave out what the base lacks
         skip-model  merge the models whose tensor fits the base's, or without a base the first one's
+    share: tensors of one storage stay one, as they can in memory and not in files
     Raises MismatchError, and RecipeError for an option that cannot apply.
     """
     fitting = Fitting(recipe, checkpoints, mismatch)
-    names = match_names(checkpoints, fitting.donor)
+    names = match_names(checkpoints, fitting.donor, share)
     steps, gone = _decide_all(fitting, names, checkpoints)
     steps = _widen(steps, recipe.dtype)
     return Plan(
@@ -55,7 +57,7 @@ def build_plan(
         aliases=names.aliases,
         dropped=_dropped(fitting.labels, steps, gone),
         input_bytes=_bytes_of(steps, checkpoints),
-        notes=recipe.notes,
+        notes=recipe.notes if share else recipe.notes + _missing(fitting, checkpoints),
     )
 
 
@@ -100,6 +102,16 @@ def _dropped(labels: Sequence[str], steps: Sequence[Step], gone: Gone) -> tuple[
         if (model, stored) not in read:
             reasons.setdefault((model, stored), reason)
     return tuple(Dropped(labels[model], name, why) for (model, name), why in reasons.items())
+
+
+def _missing(fitting: Fitting, checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
+    """What keeps transformers from loading the merge, though every weight is there."""
+    if checkpoints[fitting.donor].config:
+        return ()
+    label = fitting.labels[fitting.donor]
+    return (
+        f"{label} has no config.json, so the merge has none: transformers needs one to load it",
+    )
 
 
 def _widen(steps: list[Step], dtype: torch.dtype | None) -> list[Step]:

@@ -60,14 +60,18 @@ class Names:
     left_out: tuple[tuple[int, str, str], ...]
 
 
-def match_names(checkpoints: Sequence[Checkpoint], donor: int) -> Names:
-    """Bring every model's names to those of the donor, as far as ties and aliases go."""
+def match_names(checkpoints: Sequence[Checkpoint], donor: int, share: bool) -> Names:
+    """Bring every model's names to those of the donor, as far as ties and aliases go.
+
+    share: names of one storage stay so in the result. Files hold no such names: there only what
+           the config ties is left out, or a model that ties nothing would load with a part missing.
+    """
     stored = tuple(
         {name: name for name in (*checkpoint.tensors, *checkpoint.shared)}
         for checkpoint in checkpoints
     )
     left_out: list[tuple[int, str, str]] = []
-    aliases = _common_aliases(checkpoints, donor)
+    aliases = _common_aliases(checkpoints, donor) if share else {}
     for names in stored:
         for alias in aliases:
             names.pop(alias, None)

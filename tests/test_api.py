@@ -12,7 +12,13 @@ from models import tiny_llama
 from transformers import AutoModelForCausalLM
 
 import mergekern
-from mergekern.errors import CheckpointError, MismatchError, OutputError, RecipeError
+from mergekern.errors import (
+    CheckpointError,
+    MismatchError,
+    NonFiniteError,
+    OutputError,
+    RecipeError,
+)
 
 METHODS = [method.name for method in mergekern.methods()]
 
@@ -219,3 +225,31 @@ def test_a_number_of_threads_that_is_none_is_refused(threads) -> None:
 def test_a_path_too_long_for_the_disk_is_not_found() -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         mergekern.merge("linear", models=["a/" + "x" * 300 + "/b"], output="never")
+
+
+def test_one_storage_in_a_model_that_ties_nothing_is_written_under_both_names(
+    folders, tmp_path
+) -> None:
+    for name in ("a", "b"):
+        model = AutoModelForCausalLM.from_pretrained(folders[name])
+        model.config.save_pretrained(tmp_path / name)
+        state = model.state_dict()
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+        torch.save(state, tmp_path / name / "pytorch_model.bin")
+    models = [tmp_path / "a", tmp_path / "b"]
+    mergekern.merge("linear", models=models, output=tmp_path / "o")
+    got = weights(tmp_path / "o")
+    assert torch.equal(got["lm_head.weight"], got["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn])
+def test_what_is_copied_must_be_finite_too(dtype) -> None:
+    base = {"w": torch.ones(3), "x": torch.tensor([1, float("nan")]).to(dtype)}
+    with pytest.raises(NonFiniteError, match="x: NaN or Inf in base"):
+        mergekern.merge("ties", base=base, models=[{"w": torch.ones(3)}], mismatch="base")
+
+
+def test_a_merge_without_a_config_says_so(tmp_path) -> None:
+    state = {"w": torch.ones(3)}
+    report = mergekern.merge("linear", models=[state], output=tmp_path / "o")
+    assert "note: models[0] has no config.json" in str(report)

@@ -52,3 +52,9 @@ def test_a_card_without_hub_models_names_no_base() -> None:
     text = model_card(recipe, build_plan(recipe, opened))
     assert "base_model" not in text
     assert "## Left out" not in text
+
+
+def test_folders_of_one_name_stay_apart_in_the_recipe() -> None:
+    recipe, plan = made(["/x/math/last", "/x/code/last"], "/x/base")
+    block = model_card(recipe, plan).split("```yaml\n")[1].split("```")[0]
+    assert [source.label for source in read(block).sources] == ["x/base", "math/last", "code/last"]
