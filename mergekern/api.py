@@ -60,6 +60,8 @@ class MergeReport:
             f"{format_size(self.bytes_read)} read, {format_size(self.bytes_written)} written "
             f"in {self.seconds:.1f} s ({format_size(rate)}/s)"
         )
+        if self.resumed and not self.bytes_read and not self.bytes_written:
+            first = f"{self.output}: already merged, {self.tensors} tensors; nothing to do"
         left_out = [f"left out: {line}" for line in group_dropped(self.dropped)]
         return "\n".join([first, *left_out, *(f"note: {note}" for note in self.notes)])
 
@@ -196,7 +198,7 @@ def _output_path(output: str | Path | None) -> Path | None:
         pass  # it is made later
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"output {output} cannot be used: {reason}; choose another") from error
+        raise OutputError(f"{output}: cannot be written: {reason}; choose another") from error
     return path
 
 
