@@ -211,7 +211,7 @@ def test_a_plan_reads_headers_and_prints_itself(folders, tmp_path) -> None:
 
 @pytest.mark.parametrize("output", [5, "", "x" * 300, "a\0b"])
 def test_an_output_that_is_no_path_is_refused(folders, output) -> None:
-    with pytest.raises(OutputError, match="output"):
+    with pytest.raises(OutputError, match=r"output is|cannot be written"):
         mergekern.merge("linear", models=[folders["a"], folders["b"]], output=output)
 
 
