@@ -10,7 +10,7 @@ and rounding every product and sum,
     u_k  = d_k * vote_k                                   ballot
     s    = sum_k u_k            (elect = "mass")
            sum_k sign(u_k)      (elect = "count")
-    m    = + if s >= 0 else -
+    m    = - if s < 0 else +
     a_k  = u_k has sign m       (all true when elect = "none")
     num  = sum_k a_k v_k        (combine = "sum" or "mean")
            the a_k v_k of largest magnitude, the first on a tie  (combine = "max")

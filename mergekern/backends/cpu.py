@@ -49,7 +49,7 @@ class CpuBackend:
         self.instruction_set = instruction_set or instruction_sets()[-1]
 
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
-        _check(tile, op.work)
+        _check(tile, op.work, deltas=op.rule == "task_vector")
         if not out.is_contiguous() or out.numel() != tile.numel:
             raise ValueError(f"{tile.tensor}: out must be {tile.numel} contiguous elements")
         non_finite, overflow = _C.fuse(
@@ -92,7 +92,7 @@ class CpuBackend:
         return out
 
     def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
-        _check(tile, work)
+        _check(tile, work, deltas=False)
         experts = len(tile.experts)
         out = torch.empty((-(-tile.numel // BLOCK), experts, experts), dtype=torch.float64)
         _C.gram(self._how(work), _inputs(tile), out.data_ptr())
@@ -108,8 +108,10 @@ def instruction_sets() -> list[str]:
     return _C.instruction_sets()
 
 
-def _check(tile: Tile, work: torch.dtype) -> None:
+def _check(tile: Tile, work: torch.dtype, *, deltas: bool = True) -> None:
     """What C++ takes on trust. A caller's mistake, hence ValueError."""
+    if deltas and tile.base is None:
+        raise ValueError(f"{tile.tensor}: deltas need a base")
     if tile.offset % CHUNK:
         raise ValueError(
             f"{tile.tensor}: a tile starts at a multiple of {CHUNK}, not {tile.offset}"
@@ -125,10 +127,9 @@ def _check(tile: Tile, work: torch.dtype) -> None:
 
 def _inputs(tile: Tile, scalars: tuple[ExpertScalars, ...] | None = None) -> _C.Inputs:
     scalars = scalars or (_PLAIN,) * len(tile.experts)
-    base = tile.base if tile.base is not None else None
     return _C.Inputs(
-        base=0 if base is None else base.data_ptr(),
-        base_dtype=_C.DType.f32 if base is None else _DTYPES[base.dtype],
+        base=0 if tile.base is None else tile.base.data_ptr(),
+        base_dtype=_C.DType.f32 if tile.base is None else _DTYPES[tile.base.dtype],
         experts=[_expert(t, s) for t, s in zip(tile.experts, scalars, strict=True)],
         offset=tile.offset,
         numel=tile.numel,

@@ -70,13 +70,13 @@ def task_vector(op: FusedOp, tile: Tile) -> torch.Tensor:
 
 
 def elect(op: FusedOp, ballots: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Which experts take part in each element; a sum of exactly zero counts as positive."""
+    """Which experts take part in each element; a sum that is not below zero counts as positive."""
     if op.elect == "none":
         return [torch.ones_like(u, dtype=torch.bool) for u in ballots]
     total = torch.zeros_like(ballots[0])
     for u in ballots:
         total = total + (u if op.elect == "mass" else u.sign())
-    return [torch.where(total >= 0, u > 0, u < 0) for u in ballots]
+    return [torch.where(total < 0, u < 0, u > 0) for u in ballots]
 
 
 def combine(op: FusedOp, values: list[torch.Tensor], agree: list[torch.Tensor]) -> torch.Tensor:
@@ -84,7 +84,8 @@ def combine(op: FusedOp, values: list[torch.Tensor], agree: list[torch.Tensor]) 
     den = torch.zeros_like(values[0])
     for v, a, expert in zip(values, agree, op.experts, strict=True):
         kept = torch.where(a, v, 0.0)
-        num = torch.where(kept.abs() > num.abs(), kept, num) if op.combine == "max" else num + kept
+        larger = magnitude_bits(kept) > magnitude_bits(num)
+        num = torch.where(larger, kept, num) if op.combine == "max" else num + kept
         den = den + torch.where(a, _scalar(expert.share, op), 0.0)
     if op.combine == "mean":
         return num / torch.where(den == 0, 1.0, den)

@@ -125,6 +125,31 @@ def test_overflow_of_the_output_is_found() -> None:
         assert found.overflow and not found.non_finite
 
 
+@pytest.mark.parametrize("combine", ["sum", "mean", "max"])
+def test_votes_and_values_that_overflow(combine) -> None:
+    """Ballots of +Inf and -Inf have no sum; an infinite delta without weight is no number."""
+    base = torch.tensor([0.0, 0.0, -3e38, 0.0])
+    tall, deep = torch.tensor([1e38, 1.0, 3e38, 1e38]), torch.tensor([-1e38, 1.0, -3e38, 1.0])
+    for coef in (0.1, 0.0):
+        experts = (ExpertScalars(0, coef, vote=100.0), ExpertScalars(1, 0.1, vote=100.0))
+        op = FusedOp("task_vector", experts, "mass", combine)
+        assert_same(op, Tile("w", 0, base, (tall, deep)), torch.float32)
+
+
+def test_deltas_need_a_base() -> None:
+    t = Tile("w", 0, None, (torch.ones(9),))
+    op = FusedOp("task_vector", (ExpertScalars(0, 1.0),))
+    tallies = [torch.zeros((BACKENDS[0].lanes, 1), dtype=torch.int64)]
+    for call in (
+        lambda b: b.fuse(op, t, torch.empty(9)),
+        lambda b: b.masked_sums(op, t),
+        lambda b: b.magnitudes(t, 0, torch.float32),
+        lambda b: b.count(t, [Bracket(0, 0, 0, 1)], torch.float32, tallies),
+    ):
+        with pytest.raises(ValueError, match="w: deltas need a base"):
+            call(BACKENDS[0])
+
+
 def test_every_bf16_widens_and_rounds_to_itself() -> None:
     every = torch.arange(-(2**15), 2**15).to(torch.int16)
     op = FusedOp("linear_combination", (ExpertScalars(0, 1.0),))
