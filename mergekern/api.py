@@ -147,7 +147,11 @@ def plan(
     }
     recipe = read(recipe_or_method, models=models, base=base, parameters=parameters, **changes)
     with _opened(recipe) as checkpoints:
-        made = _plan(recipe, checkpoints, _output_path(output), mismatch, max_shard_size)
+        folder = _output_path(output)
+        made = _plan(recipe, checkpoints, folder, mismatch, max_shard_size)
+        if folder is not None:
+            check_unchanged(folder, made, checkpoints)
+            engine.is_merged(made, checkpoints, folder)
         return replace(made, memory=engine.memory_estimate(made, limit))
 
 

@@ -53,6 +53,16 @@ def memory_estimate(plan: Plan, max_memory: int | None = None) -> MemoryEstimate
     return budget.memory_estimate(plan, max_memory)
 
 
+def is_merged(plan: Plan, checkpoints: Sequence[Checkpoint], output: Path) -> bool:
+    """True when the folder holds this merge, finished. OutputError when it holds something else."""
+    return is_finished(output, plan.digest if _known(checkpoints) else "", plan.shards)
+
+
+def _known(checkpoints: Sequence[Checkpoint]) -> bool:
+    """Models in memory have nothing by which a later call could know them again."""
+    return all(checkpoint.fingerprint for checkpoint in checkpoints)
+
+
 def merge_in_memory(
     plan: Plan, checkpoints: Sequence[Checkpoint], *, backend: Backend
 ) -> dict[str, torch.Tensor]:
@@ -95,14 +105,13 @@ def merge_to_folder(
     """
     began = time.monotonic()
     estimate = budget.memory_estimate(plan, max_memory, backend)
-    known = all(checkpoint.fingerprint for checkpoint in checkpoints)
-    if is_finished(output, plan.digest if known else "", plan.shards):
+    if is_merged(plan, checkpoints, output):
         return RunSummary(0, 0, time.monotonic() - began, plan.output_bytes)
     run = Run(plan, checkpoints, backend, progress, estimate)
     try:
         # Headers alone do not tell fine-tunes apart, hence size and time of change.
         state = [input_files(checkpoint) for checkpoint in checkpoints]
-        resumed = run.open(output, state if known else None)
+        resumed = run.open(output, state if _known(checkpoints) else None)
         written = run.merge()
         for checkpoint in checkpoints:
             checkpoint.verify_unchanged()

@@ -15,6 +15,7 @@ from threading import Lock
 from xxhash import xxh3_64
 
 from mergekern import journal
+from mergekern.checkpoint.base import listing
 from mergekern.checkpoint.files import write_whole
 from mergekern.checkpoint.layout import Shard, index_json
 from mergekern.errors import OutputError
@@ -40,17 +41,22 @@ def finished_digest(folder: Path) -> str | None:
 def is_finished(folder: Path, digest: str, shards: Sequence[Shard]) -> bool:
     """True when the folder holds this very merge, finished. Raises OutputError when it cannot be
     written: another merge, foreign files, or a finished merge that has lost some of its own."""
-    if not folder.exists() or (folder / journal.NAME).exists():
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
         return False
-    if not folder.is_dir():
-        raise OutputError(f"{folder}: is a file, wanted a folder to write the model into")
-    names = sorted(entry.name for entry in folder.iterdir())
-    if not names:
+    except NotADirectoryError:
+        wanted = "wanted a folder to write the model into"
+        raise OutputError(f"{folder}: is a file, {wanted}") from None
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}; choose another folder"
+        raise OutputError(f"{folder}: {reason}") from error
+    if not names or journal.NAME in names:
         return False
     found = finished_digest(folder)
     if found != digest:
         what = (
-            f"{len(names)} other files ({', '.join(names[:3])}, …)"
+            f"other files ({listing(names)})"
             if found is None
             else ("a finished merge of another recipe or of other inputs")
         )

@@ -52,6 +52,12 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(folders, tmp_path) -> None
     ]
 
 
+def test_a_dry_run_refuses_the_folder_that_the_merge_would_refuse(folders, tmp_path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    result = run("merge", "ties", tmp_path, *ties(folders), "--dry-run", code=1)
+    assert "holds other files (thesis.txt); remove them" in result.stderr
+
+
 def test_parameters_are_parsed_by_the_method(folders, tmp_path) -> None:
     recipe = tmp_path / "r.yml"
     recipe.write_text(

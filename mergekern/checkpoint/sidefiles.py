@@ -101,7 +101,10 @@ def _write(target: Path, data: bytes) -> None:
         target.parent.mkdir(exist_ok=True)
         write_whole(target, data)
     except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror}") from error
+        raise OutputError(
+            f"{target}: cannot be written: {error.strerror}; mend that, then run the same command "
+            "again: it goes on from here"
+        ) from error
 
 
 def _json(label: str, config: object) -> bytes:
