@@ -134,14 +134,21 @@ def _add(records: Records, record: dict[str, Any]) -> None:
                 name: tuple(Window(*fields) for fields in found)
                 for name, found in record["windows"].items()
             }
-    elif record.keys() == {"file", "offset", "length", "xxh3"}:
-        records.ranges.append(Range(**record))
+    elif record.keys() == {"file", "offset", "length", "xxh3"} and _sound(found := Range(**record)):
+        records.ranges.append(found)
+
+
+def _sound(found: Range) -> bool:
+    """True when a range's fields are what they are said to be, and a file could be that long."""
+    names = isinstance(found.file, str) and isinstance(found.xxh3, str)
+    numbers = type(found.offset) is int and type(found.length) is int
+    return names and numbers and 0 <= found.offset <= found.offset + found.length < 1 << 63
 
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -69,6 +69,22 @@ def test_damaged_lines_are_left_out(tmp_path: Path) -> None:
     assert records.windows is None
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"file": "m", "offset": "0", "length": 5, "xxh3": "a"}',
+        '{"file": "m", "offset": -5, "length": 5, "xxh3": "a"}',
+        '{"file": "m", "offset": 0, "length": 1e300, "xxh3": "a"}',
+        '{"file": ["m"], "offset": 0, "length": 5, "xxh3": "a"}',
+        "[" * 100_000,
+    ],
+)
+def test_lines_that_no_merge_writes_are_left_out(tmp_path: Path, line: str) -> None:
+    path = written(tmp_path)
+    path.write_text(path.read_text() + line + "\n")
+    assert reopened(tmp_path).ranges == RANGES
+
+
 def test_foreign_first_line(tmp_path: Path) -> None:
     (tmp_path / journal.NAME).write_text('{"mergekern_journal": 99}\n')
     with pytest.raises(OutputError, match="first line"):

@@ -92,6 +92,17 @@ class WeightFile:
             got += step
 
 
+def read_regular(path: Path) -> bytes:
+    """All of a file. Raises CheckpointError when it cannot be read or is no regular file."""
+    try:
+        # Reading a pipe would wait for a writer.
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise CheckpointError(f"{path}: is not a regular file")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all, also after a crash."""
     part = path.with_name(path.name + ".tmp")

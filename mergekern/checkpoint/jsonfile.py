@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from mergekern.checkpoint.files import read_regular
 from mergekern.errors import CheckpointError
 
 
@@ -29,11 +30,7 @@ def parse_object(data: bytes, what: str, *, strict: bool = True) -> dict[str, An
 
 def read_object(path: Path, *, strict: bool = True) -> dict[str, Any]:
     """The JSON object in a file. Raises CheckpointError when it is missing or not one."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    return parse_object(data, str(path), strict=strict)
+    return parse_object(read_regular(path), str(path), strict=strict)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

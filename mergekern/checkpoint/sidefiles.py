@@ -11,7 +11,7 @@ import torch
 
 from mergekern.checkpoint.base import Checkpoint
 from mergekern.checkpoint.config import CONFIG, with_dtype
-from mergekern.checkpoint.files import write_whole
+from mergekern.checkpoint.files import read_regular, write_whole
 from mergekern.errors import CheckpointError, OutputError
 
 # Tokenizers, generation and processor configs, chat templates, and the code that auto_map names.
@@ -89,11 +89,7 @@ def _names(folder: Path) -> list[str]:
 
 def _copy(donor: Checkpoint, name: str, target: Path) -> None:
     assert donor.folder is not None
-    try:
-        data = (donor.folder / name).read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{donor.folder / name}: cannot be read: {error.strerror}") from error
-    _write(target, data)
+    _write(target, read_regular(donor.folder / name))
 
 
 def _write(target: Path, data: bytes) -> None:

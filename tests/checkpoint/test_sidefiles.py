@@ -211,3 +211,11 @@ def test_other_models_are_not() -> None:
     check_mergeable_config({"quantization_config": None, "text_config": {"n": 1}}, "org/x")
     with pytest.raises(CheckpointError, match="has a compression_config: quantised"):
         check_mergeable_config({"compression_config": "x"}, "org/x")
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocab.txt"])
+def test_a_pipe_is_refused_and_not_waited_for(donor, output, name) -> None:
+    (donor / name).unlink()
+    os.mkfifo(donor / name)
+    with pytest.raises(CheckpointError, match="is not a regular file"):
+        write_side_files(open_checkpoint(donor), output, None)
