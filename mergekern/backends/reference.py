@@ -194,11 +194,12 @@ def block_sums(x: torch.Tensor) -> torch.Tensor:
 
 
 def _count(bits: torch.Tensor, bracket: Bracket, tally: torch.Tensor) -> Counts:
-    inside = (bits >= bracket.low) & (bits < bracket.end)
-    bins = (bits[inside] - bracket.low) >> bracket.shift
-    tally += torch.bincount(bins, minlength=bracket.bins)
+    # Not compared with the bracket's end, which may be 2**63: no number of torch's.
+    bins = (bits - bracket.low) >> bracket.shift
+    inside = (bins >= 0) & (bins < bracket.bins)
+    tally += torch.bincount(bins[inside], minlength=bracket.bins)
     chunks = [int(part.sum()) for part in inside.split(CHUNK)] if bits.numel() else []
-    return Counts(int((bits >= bracket.end).sum()), torch.tensor(chunks, dtype=torch.int64))
+    return Counts(int((bins >= bracket.bins).sum()), torch.tensor(chunks, dtype=torch.int64))
 
 
 def _deltas(tile: Tile, work: torch.dtype) -> list[torch.Tensor]:

@@ -201,6 +201,23 @@ def test_magnitudes_and_counts(data) -> None:
             assert torch.equal(mine.sum(0), theirs.sum(0))
 
 
+@pytest.mark.parametrize("work", [torch.float32, torch.float64])
+def test_a_bracket_up_to_the_largest_magnitude(work: torch.dtype) -> None:
+    """Its end is the first number that an integer of the same width cannot hold."""
+    t = tile(1000, [work] * 2, "bits")
+    end = 2**63 if work == torch.float64 else 2**31
+    for low, shift in ((0, end.bit_length() - 11), (end - 1024, 0), (end // 2, 40)):
+        bracket = Bracket(0, low, min(shift, end.bit_length() - 11), 1024)
+        counts, tallies = [], []
+        for backend in (REFERENCE, *BACKENDS):
+            tallies.append(torch.zeros((backend.lanes, bracket.bins), dtype=torch.int64))
+            counts += backend.count(t, [bracket], work, [tallies[-1]])
+        bits_of = REFERENCE.magnitudes(t, 0, work).tolist()
+        assert int(tallies[0].sum()) == sum(low <= m < bracket.end for m in bits_of)
+        assert len({count.above for count in counts}) == 1
+        assert all(torch.equal(tally.sum(0), tallies[0].sum(0)) for tally in tallies)
+
+
 @GRID
 @given(data=st.data())
 def test_reductions(data) -> None:
