@@ -141,9 +141,9 @@ FAMILY = (
         """d_k = top_density(x_k - base); s = sign(sum_k weight_k d_k), + when zero;
         out = base + lambda * sum_k [sign d_k weight_k = s] weight_k d_k / sum_k [same] weight_k
 
-        As mergekit: exactly int(density * n) magnitudes of each tensor are kept, weighted deltas
-        vote, and the sum is divided by the weights that agree. preset="paper" trims over the whole
-        model, lets unweighted deltas vote and divides by how many agree.""",
+        As mergekit: exactly int(density * n) magnitudes of each tensor are kept, at least one,
+        weighted deltas vote, and the sum is divided by the weights that agree. preset="paper" trims
+        over the whole model, lets unweighted deltas vote and divides by how many agree.""",
         sparsify="trim",
         elects=True,
         normalize=True,
@@ -182,8 +182,9 @@ FAMILY = (
         """d_k = (x_k - base) without its largest gamma_k and its smallest magnitudes;
         out = base + lambda * sum_k weight_k d_k
 
-        Of n magnitudes int(gamma n) are cut off the top and int(density n) of the rest are kept;
-        density wins where both do not fit. With density 1 nothing is trimmed, gamma included.""",
+        Of n magnitudes int(gamma n) are cut off the top and int(density n) of the rest are kept, at
+        least one; density wins where both do not fit. With density 1 nothing is
+        trimmed, gamma included.""",
         sparsify="trim",
         elects=False,
         outliers=True,
