@@ -19,6 +19,11 @@ Mismatch = Literal["error", "base", "skip-model"]
 Held = Mapping[int, tuple[str, TensorInfo]]  # model -> its stored name and tensor
 Gone = list[tuple[int, str, str]]  # model, stored name, reason
 
+# Config fields that give tensors of the same shapes another meaning; and those that a fine-tune may
+# change, but a merge can have one value of.
+ARCHITECTURE = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim")
+BEHAVIOUR = ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "hidden_act")
+
 AS_IS = Spec("linear_combination", (1.0,), (1.0,), (0.0,), (1.0,))
 
 
@@ -56,15 +61,33 @@ class Fitting:
             )
 
     def _check_architectures(self, checkpoints: Sequence[Checkpoint]) -> None:
-        like = checkpoints[self.donor].config.get("model_type")
+        donor = checkpoints[self.donor].config
         for label, checkpoint in zip(self.labels, checkpoints, strict=True):
             check_mergeable_config(checkpoint.config, label)
-            kind = checkpoint.config.get("model_type")
-            if None not in (kind, like) and kind != like:
-                raise MismatchError(
-                    f"model {label} has model_type {kind}, {self.labels[self.donor]} has {like}: "
-                    "only models of one architecture merge"
-                )
+            for field in ARCHITECTURE:
+                own, like = checkpoint.config.get(field), donor.get(field)
+                if None not in (own, like) and own != like:
+                    raise MismatchError(
+                        f"model {label} has {field} {own}, {self.labels[self.donor]} has {like}: "
+                        "only models of one architecture merge"
+                    )
+
+    def notes(self, checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
+        """What the merge's config.json, which is the donor's, leaves of the others'."""
+        donor, name = checkpoints[self.donor].config, self.labels[self.donor]
+        if not donor:
+            return (
+                f"{name} has no config.json, so the merge has none: transformers needs one to "
+                "load it",
+            )
+        return tuple(
+            f"{label} has {field} {checkpoint.config[field]}, {name} has {donor[field]}, which "
+            "the merge keeps"
+            for label, checkpoint in zip(self.labels, checkpoints, strict=True)
+            for field in BEHAVIOUR
+            if field in checkpoint.config and field in donor
+            if checkpoint.config[field] != donor[field]
+        )
 
     def decide(self, name: str, held: Held) -> tuple[Step | None, Gone]:
         """The step of one output tensor, None when it is left out, and what it leaves out."""

@@ -57,7 +57,7 @@ def build_plan(
         aliases=names.aliases,
         dropped=_dropped(fitting.labels, steps, gone),
         input_bytes=_bytes_of(steps, checkpoints),
-        notes=recipe.notes if share else recipe.notes + _missing(fitting, checkpoints),
+        notes=recipe.notes if share else recipe.notes + fitting.notes(checkpoints),
     )
 
 
@@ -102,16 +102,6 @@ def _dropped(labels: Sequence[str], steps: Sequence[Step], gone: Gone) -> tuple[
         if (model, stored) not in read:
             reasons.setdefault((model, stored), reason)
     return tuple(Dropped(labels[model], name, why) for (model, name), why in reasons.items())
-
-
-def _missing(fitting: Fitting, checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
-    """What keeps transformers from loading the merge, though every weight is there."""
-    if checkpoints[fitting.donor].config:
-        return ()
-    label = fitting.labels[fitting.donor]
-    return (
-        f"{label} has no config.json, so the merge has none: transformers needs one to load it",
-    )
 
 
 def _widen(steps: list[Step], dtype: torch.dtype | None) -> list[Step]:

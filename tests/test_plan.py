@@ -31,6 +31,7 @@ def plan_of(
     mismatch: str = "error",
     configs: list[dict[str, object]] | None = None,
     max_shard_size: int = 10**9,
+    share: bool = True,
     **options: object,
 ) -> Plan:
     """The plan over states called base, m1, m2 … (m0, m1 … for methods without a base)."""
@@ -45,7 +46,7 @@ def plan_of(
     recipe = read(
         method, models=labels[1:] if based else labels, base="base" if based else None, **options
     )
-    return build_plan(recipe, opened, mismatch=mismatch, max_shard_size=max_shard_size)
+    return build_plan(recipe, opened, mismatch=mismatch, max_shard_size=max_shard_size, share=share)
 
 
 def reads(plan: Plan) -> set[tuple[str, str]]:
@@ -177,6 +178,12 @@ def test_options_and_architectures_are_checked() -> None:
     kinds = [{"model_type": "llama"}, {"model_type": "qwen2"}]
     with pytest.raises(MismatchError, match="m1 has model_type qwen2, base has llama"):
         plan_of("ties", [state, state], configs=kinds)
+    heads = [{"num_attention_heads": 4}, {"num_attention_heads": 8}]
+    with pytest.raises(MismatchError, match="m1 has num_attention_heads 8, base has 4"):
+        plan_of("ties", [state, state], configs=heads)
+    ropes = [{"rope_theta": 1e4}, {"rope_theta": 1e6}]
+    plan = plan_of("ties", [state, state], configs=ropes, share=False)
+    assert "m1 has rope_theta 1000000.0" in plan.notes[0]
 
 
 def tied(flag: bool | None) -> dict[str, object]:
