@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from mergekern.errors import MergeError
@@ -57,18 +58,23 @@ def normalised(scores: Scores, experts: Mapping[str, Scores]) -> float:
     return sum(ratios) / len(ratios)
 
 
+def _short(value: float) -> str:
+    """.545 for 0.545"""
+    return f"{value:.3f}".removeprefix("0")
+
+
 def table(rows: Sequence[Row], experts: Mapping[str, Scores], title: str = "Scores") -> Table:
-    """A rich table with one line per model."""
-    result = Table(title=title)
-    result.add_column("model")
+    """A rich table with one line per model, narrow enough for a terminal of 80 columns."""
+    result = Table(title=title, box=SIMPLE, padding=0, show_edge=False)
+    result.add_column("model", no_wrap=True)
     for column in (*rows[0].scores, "mean", "normalised", "merge s"):
         result.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         scores = [*row.scores.values(), mean_score(row.scores)]
         result.add_row(
             row.name,
-            *(f"{s.value:.3f} ±{s.stderr:.3f}" for s in scores),
-            f"{normalised(row.scores, experts):.3f}",
+            *(f"{_short(s.value)} ±{_short(s.stderr)}" for s in scores),
+            _short(normalised(row.scores, experts)),
             "" if row.seconds is None else f"{row.seconds:.2f}",
         )
     return result
