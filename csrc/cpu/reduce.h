@@ -1,0 +1,111 @@
+// Reduce: sums in fp64 over fixed blocks. Lane i mod 16 takes its elements in order, then the lanes
+// are added in order, so that neither threads, tiles nor vector widths change a bit.
+#pragma once
+#include "cpu/blocks.h"
+#include "cpu/loops.h"
+#include "cpu/scratch.h"
+
+namespace mergekern {
+namespace MK_ISA {
+namespace {
+
+double add_lanes(const double* lane) {
+  double sum = 0;
+  for (int j = 0; j < kLanes; ++j) sum = sum + lane[j];
+  return sum;
+}
+
+template <typename Work>
+void add_magnitudes(const Work* __restrict__ d, int n, double* __restrict__ lane) {
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int j = 0; j < kLanes; ++j) {
+      lane[j] = lane[j] + static_cast<double>(bit_cast<Work>(magnitude(d[i + j])));
+    }
+  }
+  for (int j = 0; i + j < n; ++j) {
+    lane[j] = lane[j] + static_cast<double>(bit_cast<Work>(magnitude(d[i + j])));
+  }
+}
+
+template <typename Work>
+void add_products(const Work* __restrict__ a, const Work* __restrict__ b, int n,
+                  double* __restrict__ lane) {
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int j = 0; j < kLanes; ++j) {
+      lane[j] = lane[j] + static_cast<double>(a[i + j]) * static_cast<double>(b[i + j]);
+    }
+  }
+  for (int j = 0; i + j < n; ++j) {
+    lane[j] = lane[j] + static_cast<double>(a[i + j]) * static_cast<double>(b[i + j]);
+  }
+}
+
+template <typename Work>
+void masked_sums(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, double* out) {
+  const Scratch<Work> scratch(2);
+  Work *base = scratch[0], *d = scratch[1];
+  for (int64_t block = begin; block < end; block += kBlock) {
+    const int64_t stop = end - block < kBlock ? end : block + kBlock;
+    double* sums = out + block / kBlock * t.count * 2;
+    for (int k = 0; k < t.count; ++k) {
+      const Expert& e = t.experts[k];
+      double before[kLanes] = {}, after[kLanes] = {};
+      for (int64_t at = block; at < stop; at += kStep) {
+        const int n = static_cast<int>(stop - at < kStep ? stop - at : kStep);
+        widen_block(t.base, t.base_dtype, at, base, n);
+        delta_block<false>(e, at, base, d, n, 0, 0);
+        add_magnitudes(d, n, before);
+        if (e.trim) trimmed_block(e, at, t.offset + at, base, d, n);
+        if (e.drop) drop_block(e, op, t.offset + at, d, n);
+        add_magnitudes(d, n, after);
+      }
+      sums[2 * k] = add_lanes(before);
+      sums[2 * k + 1] = add_lanes(after);
+    }
+  }
+}
+
+template <typename Work>
+void widen_all(const Tile& t, int64_t at, int n, const Scratch<Work>& scratch) {
+  if (t.base) widen_block(t.base, t.base_dtype, at, scratch[t.count], n);
+  for (int k = 0; k < t.count; ++k) {
+    const Expert& e = t.experts[k];
+    if (t.base) {
+      delta_block<false>(e, at, scratch[t.count], scratch[k], n, 0, 0);
+    } else {
+      widen_block(e.data, e.dtype, at, scratch[k], n);
+    }
+  }
+}
+
+template <typename Work>
+void gram(const Tile& t, int64_t begin, int64_t end, double* out) {
+  const int pairs = t.count * (t.count + 1) / 2;
+  const Scratch<Work> scratch(t.count + 1);
+  const Scratch<double> sums((pairs * kLanes + kStep - 1) / kStep);
+  for (int64_t block = begin; block < end; block += kBlock) {
+    const int64_t stop = end - block < kBlock ? end : block + kBlock;
+    clear(sums.data, pairs * kLanes);
+    for (int64_t at = block; at < stop; at += kStep) {
+      const int n = static_cast<int>(stop - at < kStep ? stop - at : kStep);
+      widen_all(t, at, n, scratch);
+      double* lane = sums.data;
+      for (int a = 0; a < t.count; ++a) {
+        for (int b = 0; b <= a; ++b, lane += kLanes) add_products(scratch[a], scratch[b], n, lane);
+      }
+    }
+    double* matrix = out + block / kBlock * t.count * t.count;
+    const double* lane = sums.data;
+    for (int a = 0; a < t.count; ++a) {
+      for (int b = 0; b <= a; ++b, lane += kLanes) {
+        matrix[a * t.count + b] = matrix[b * t.count + a] = add_lanes(lane);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace MK_ISA
+}  // namespace mergekern
