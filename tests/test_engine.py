@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import mergekern
 from mergekern import output as output_module
 from mergekern import stream
+from mergekern.backends import cpu
 from mergekern.errors import (
     BudgetError,
     CheckpointError,
@@ -95,6 +96,21 @@ def test_threads_and_backends_do_not_change_a_byte(
     options: dict[str, object],
 ) -> None:
     merge(models, tmp_path / "out", name, **options)
+    assert hashes(tmp_path / "out") == hashes(wanted[name])
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("isa", cpu.instruction_sets())
+def test_instruction_sets_do_not_change_a_byte(
+    models: list[Path],
+    wanted: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    isa: str,
+) -> None:
+    monkeypatch.setattr(cpu, "instruction_sets", lambda: [isa])
+    merge(models, tmp_path / "out", name)
     assert hashes(tmp_path / "out") == hashes(wanted[name])
 
 
