@@ -38,6 +38,7 @@ class Checkpoint(Protocol):
     shared:       names of tensors that are the same storage as another one: alias -> first name
                   (state dicts of tied models, .bin files; empty for safetensors)
     config:       config.json, {} when there is none
+    generation_config: generation_config.json of a module in memory; {} where files hold it
     folder:       where the side files lie, None in memory
     fingerprint:  file name -> sha256 of its header ({} in memory)
     on_disk:      True when read() copies into the buffer; False when it returns a view of memory
@@ -47,6 +48,7 @@ class Checkpoint(Protocol):
     tensors: Mapping[str, TensorInfo]
     shared: Mapping[str, str]
     config: Mapping[str, Any]
+    generation_config: Mapping[str, Any]
     folder: Path | None
     fingerprint: Mapping[str, str]
     on_disk: bool

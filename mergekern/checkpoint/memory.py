@@ -32,6 +32,7 @@ class MemoryCheckpoint:
         state: Mapping[str, Any],
         *,
         config: Mapping[str, Any] | None = None,
+        generation_config: Mapping[str, Any] | None = None,
         folder: Path | None = None,
         places: Mapping[str, str] = MappingProxyType({}),
         fingerprint: Mapping[str, str] = MappingProxyType({}),
@@ -40,6 +41,7 @@ class MemoryCheckpoint:
         self.label = label
         self._tensors = plain_tensors(label, state)
         self.config: Mapping[str, Any] = config or {}
+        self.generation_config: Mapping[str, Any] = generation_config or {}
         self.folder = folder
         self.fingerprint = fingerprint
         self.shared: Mapping[str, str] = _aliases(self._tensors)
@@ -74,14 +76,19 @@ class MemoryCheckpoint:
 
 
 def open_module(label: str, module: torch.nn.Module) -> MemoryCheckpoint:
-    """A module's state dict, and its config where it has one as transformers' models do."""
-    config: dict[str, Any] = {}
-    to_dict = getattr(getattr(module, "config", None), "to_dict", None)
-    if callable(to_dict):
-        config = to_dict()
+    """A module's state dict, and its configs where it has them as transformers' models do."""
+    config = _settings(module, "config", "to_dict")
+    if config:
         # Models that were never saved do not name their class yet; other loaders go by it.
         config["architectures"] = config.get("architectures") or [type(module).__name__]
-    return MemoryCheckpoint(label, module.state_dict(), config=config)
+    generation = _settings(module, "generation_config", "to_diff_dict")
+    return MemoryCheckpoint(label, module.state_dict(), config=config, generation_config=generation)
+
+
+def _settings(module: torch.nn.Module, name: str, method: str) -> dict[str, Any]:
+    """A config object of a module as plain data, {} where it has none."""
+    to_plain = getattr(getattr(module, name, None), method, None)
+    return dict(to_plain()) if callable(to_plain) else {}
 
 
 def plain_tensors(label: str, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:

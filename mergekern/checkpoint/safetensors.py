@@ -37,6 +37,7 @@ class SafetensorsCheckpoint:
         self.label = label
         self.folder = folder
         self.config = config
+        self.generation_config: Mapping[str, Any] = {}
         self.shared: Mapping[str, str] = {}
         self.fingerprint: Mapping[str, str] = {
             name: header.sha256 for name, header in headers.items()

@@ -14,6 +14,8 @@ from mergekern.checkpoint.config import CONFIG, with_dtype
 from mergekern.checkpoint.files import read_regular, write_whole
 from mergekern.errors import CheckpointError, OutputError
 
+GENERATION = "generation_config.json"
+
 # Tokenizers, generation and processor configs, chat templates, and the code that auto_map names.
 WANTED = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "*.tiktoken", "*.bpe", "*.spm")
 WANTED_FOLDERS = ("additional_chat_templates",)  # a tokenizer's templates besides the default
@@ -63,6 +65,9 @@ def write_side_files(donor: Checkpoint, output: Path, dtype: torch.dtype | None)
     left_out = [name for name in names if not wanted(name)]
     for name in copied:
         _copy(donor, name, output / name)
+    if donor.generation_config:
+        _write(output / GENERATION, _json(donor.label, donor.generation_config))
+        copied.append(GENERATION)
     if donor.config:
         config = donor.config if dtype is None else with_dtype(donor.config, dtype)
         _write(output / CONFIG, _json(donor.label, config))

@@ -99,9 +99,11 @@ def test_config_is_written_last(donor, output, monkeypatch) -> None:
     assert json.loads((output / "config.json").read_text())["torch_dtype"] == "float32"
 
 
-def test_in_memory_donors_give_their_config(llama, output) -> None:
+def test_in_memory_donors_give_their_configs(llama, output, monkeypatch) -> None:
+    monkeypatch.setattr(llama.generation_config, "temperature", 0.3)
     found = write_side_files(open_checkpoint(llama), output, torch.float16)
-    assert (found.copied, found.left_out) == (("config.json",), ())
+    assert (found.copied, found.left_out) == (("config.json", "generation_config.json"), ())
+    assert GenerationConfig.from_pretrained(output).temperature == 0.3
     config = AutoConfig.from_pretrained(output)
     assert (config.model_type, config.hidden_size, config.dtype) == ("llama", 32, torch.float16)
     assert config.architectures == ["LlamaForCausalLM"]
