@@ -139,7 +139,7 @@ def demo_command(
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
-    """Make small real experts, merge them by every method, evaluate the merges."""
+    """Make small real experts, merge them three ways, evaluate base, experts and merges."""
     with _one_line_errors(debug):
         from mergekern.demo import run_demo
 
