@@ -93,19 +93,22 @@ def merge(
     seed:             of methods that draw random numbers; 0 when neither call nor recipe gives one
     dtype, out_dtype: of the output, the second wins; the base's when neither is given
     mismatch:         tensors that some models lack or shape otherwise: error, base, skip-model
-    max_memory:       bound on buffers, like "8GiB"
+    max_memory:       what the process may hold, like "8GiB"
     parameters:       of the method (lambda is spelt lambda_); a list gives one value per model
     Raises MergeError, or one of its kinds, naming what was found and the mend.
     """
     _check_device(device)
     limit = None if max_memory is None else parse_size(max_memory, "max_memory")
-    changes: dict[str, Any] = {
-        "preset": preset,
-        "seed": seed,
-        "dtype": dtype,
-        "out_dtype": out_dtype,
-    }
-    recipe = read(recipe_or_method, models=models, base=base, parameters=parameters, **changes)
+    recipe = read(
+        recipe_or_method,
+        models=models,
+        base=base,
+        preset=preset,
+        seed=seed,
+        dtype=dtype,
+        out_dtype=out_dtype,
+        parameters=parameters,
+    )
     output = _output_path(output)
     if output is None and not all(source.in_memory for source in recipe.sources):
         raise OutputError("models on disk are merged into a folder: give output=")
@@ -139,13 +142,16 @@ def plan(
     str() of the plan is a table. Raises what merge() would raise before its first byte.
     """
     limit = None if max_memory is None else parse_size(max_memory, "max_memory")
-    changes: dict[str, Any] = {
-        "preset": preset,
-        "seed": seed,
-        "dtype": dtype,
-        "out_dtype": out_dtype,
-    }
-    recipe = read(recipe_or_method, models=models, base=base, parameters=parameters, **changes)
+    recipe = read(
+        recipe_or_method,
+        models=models,
+        base=base,
+        preset=preset,
+        seed=seed,
+        dtype=dtype,
+        out_dtype=out_dtype,
+        parameters=parameters,
+    )
     with _opened(recipe) as checkpoints:
         folder = _output_path(output)
         made = _plan(recipe, checkpoints, folder, mismatch, max_shard_size)

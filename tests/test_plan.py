@@ -3,58 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import EMBED, HEAD, State, left_out, plan_of, reads, tied, zeros
 
-from mergekern.checkpoint.memory import MemoryCheckpoint
 from mergekern.errors import CheckpointError, MergeError, MismatchError, RecipeError
-from mergekern.methods import get_method
-from mergekern.plan import Plan
-from mergekern.planner import build_plan
-from mergekern.recipe import read
-
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-State = Mapping[str, torch.Tensor]
-
-
-def zeros(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    return torch.zeros(shape, dtype=dtype)
-
-
-def plan_of(
-    method: str,
-    states: list[State],
-    mismatch: str = "error",
-    configs: list[dict[str, object]] | None = None,
-    max_shard_size: int = 10**9,
-    share: bool = True,
-    **options: object,
-) -> Plan:
-    """The plan over states called base, m1, m2 … (m0, m1 … for methods without a base)."""
-    based = get_method(method).base
-    labels = ["base" if based and not i else f"m{i}" for i in range(len(states))]
-    opened = [
-        MemoryCheckpoint(label, state, config=config)
-        for label, state, config in zip(
-            labels, states, configs or [{} for _ in states], strict=True
-        )
-    ]
-    recipe = read(
-        method, models=labels[1:] if based else labels, base="base" if based else None, **options
-    )
-    return build_plan(recipe, opened, mismatch=mismatch, max_shard_size=max_shard_size, share=share)
-
-
-def reads(plan: Plan) -> set[tuple[str, str]]:
-    return {(plan.models[read.model], read.name) for step in plan.steps for read in step.inputs}
-
-
-def left_out(plan: Plan) -> dict[tuple[str, str], str]:
-    return {(gone.model, gone.tensor): gone.reason for gone in plan.dropped}
 
 
 def test_one_step_per_tensor_in_the_bases_order() -> None:
@@ -184,72 +140,6 @@ def test_options_and_architectures_are_checked() -> None:
     ropes = [{"rope_theta": 1e4}, {"rope_theta": 1e6}]
     plan = plan_of("ties", [state, state], configs=ropes, share=False)
     assert "m1 has rope_theta 1000000.0" in plan.notes[0]
-
-
-def tied(flag: bool | None) -> dict[str, object]:
-    return {} if flag is None else {"tie_word_embeddings": flag}
-
-
-def both() -> dict[str, torch.Tensor]:
-    return {EMBED: zeros(4, 2), HEAD: zeros(4, 2)}
-
-
-def only() -> dict[str, torch.Tensor]:
-    return {EMBED: zeros(4, 2)}
-
-
-@pytest.mark.parametrize("base_flag", [True, None])
-def test_a_tied_donor_has_no_head_of_its_own(base_flag) -> None:
-    plan = plan_of("ties", [only(), both()], configs=[tied(base_flag), tied(True)])
-    assert [step.name for step in plan.steps] == [EMBED]
-    assert left_out(plan) == {("m1", HEAD): f"tied to {EMBED}"}
-    plan = plan_of("ties", [both(), only()], configs=[tied(True), tied(None)])
-    assert [step.name for step in plan.steps] == [EMBED]
-    assert left_out(plan) == {("base", HEAD): f"tied to {EMBED}"}
-
-
-def test_an_untied_expert_does_not_fit_a_tied_donor() -> None:
-    with pytest.raises(MismatchError, match=f"tensor {HEAD}: model m1 has it"):
-        plan_of("ties", [only(), both()], configs=[tied(True), tied(False)])
-
-
-@pytest.mark.parametrize("flag", [True, None])
-def test_a_tied_expert_lends_its_embedding_to_an_untied_donor(flag) -> None:
-    plan = plan_of("ties", [both(), only(), both()], configs=[tied(False), tied(flag), {}])
-    head = plan.steps[1]
-    assert head.name == HEAD
-    assert [(read.model, read.name) for read in head.experts] == [(1, EMBED), (2, HEAD)]
-    assert head.note == f"m1 gives {EMBED}"
-    assert not plan.dropped
-
-
-def test_an_expert_that_says_it_is_untied_must_have_a_head() -> None:
-    with pytest.raises(MismatchError, match=f"tensor {HEAD}: model m1 lacks it"):
-        plan_of("ties", [both(), only()], configs=[tied(False), tied(False)])
-
-
-def test_t5_embeddings_are_one_whatever_the_config_says() -> None:
-    shared, encoder = "shared.weight", "encoder.embed_tokens.weight"
-    base = {shared: zeros(4, 2), HEAD: zeros(4, 2)}
-    expert = {encoder: zeros(4, 2), **base}
-    plan = plan_of("ties", [base, expert], configs=[tied(False)] * 2)
-    assert [step.name for step in plan.steps] == [shared, HEAD]
-    assert left_out(plan) == {("m1", encoder): f"tied to {shared}"}
-
-
-def test_shared_storage_is_merged_once_and_stays_shared() -> None:
-    def model() -> dict[str, torch.Tensor]:
-        weight = torch.zeros(4, 2)
-        return {EMBED: weight, HEAD: weight, "w": torch.zeros(2)}
-
-    plan = plan_of("ties", [model(), model()])
-    assert [step.name for step in plan.steps] == [EMBED, "w"]
-    assert plan.aliases == {HEAD: EMBED}
-    plan = plan_of("ties", [model(), {**model(), HEAD: torch.zeros(4, 2)}])
-    assert [step.name for step in plan.steps] == [EMBED, HEAD, "w"]
-    assert not plan.aliases
-    plan = plan_of("ties", [{EMBED: torch.zeros(4, 2), "w": torch.zeros(2)}, model()])
-    assert left_out(plan) == {("m1", HEAD): f"shares its storage with {EMBED}"}
 
 
 def test_shards_and_digest() -> None:

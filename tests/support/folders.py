@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import mergekern
 from mergekern import engine
@@ -55,6 +55,14 @@ def write_model(folder: Path, state: Mapping[str, torch.Tensor]) -> Path:
     save_file(dict(state), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(CONFIG))
     return folder
+
+
+def load(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a folder's shards."""
+    found: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= load_file(path)
+    return found
 
 
 def write_models(root: Path, experts: int = 2) -> list[Path]:
