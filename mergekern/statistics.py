@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -89,12 +90,12 @@ def _windows(backend: Backend, sources: Sequence[TileSource]) -> ModelWindows:
     return windows
 
 
+@dataclass(frozen=True)
 class _Cut:
     """A magnitude, and per tensor the index up to which its ties belong to the larger ones."""
 
-    def __init__(self, magnitude: int, last: dict[str, int | None]) -> None:
-        self.magnitude = magnitude
-        self.last = last
+    magnitude: int
+    last: dict[str, int | None]
 
 
 def _cuts(backend: Backend, sources: Sequence[TileSource], search: Search, by_index: bool) -> _Cut:
