@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from mergekern.errors import RecipeError
-from mergekern.fused import Findings, FusedOp, Tile
+from mergekern.fused import Findings, FusedOp, Tile, Window
 
 BLOCK = 4096  # elements of one partial sum
 CHUNK = 65536  # elements of one in-range count
@@ -39,6 +40,31 @@ class Counts:
     chunks: torch.Tensor  # int64 [ceil(numel / CHUNK)]: magnitudes inside, per run of CHUNK
 
 
+@dataclass(frozen=True)
+class Margin:
+    """How far one expert's window, which an op gives, is a guess.
+
+    strict: the window if its cuts lie as high as they may
+    wide:   the window if its cuts lie as low as they may
+    """
+
+    strict: Window
+    wide: Window
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """What a pass with guessed windows saw.
+
+    An element is open when, for some expert and one of its two cuts, its magnitude has reached the
+    wide window's cut but not the one that the pass went by: its output is not to be relied on.
+    """
+
+    findings: Findings
+    kept: torch.Tensor  # int64 [K, 2, 2]: magnitudes that reach lower, upper cut of strict, given
+    open: torch.Tensor  # uint8 [ceil(numel / 8)]: element i is bit i % 8 of byte i // 8
+
+
 class Backend(Protocol):
     """lanes: rows of a tally, each added to by one worker at a time."""
 
@@ -47,6 +73,18 @@ class Backend(Protocol):
 
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
         """Run the op over a tile into `out` (flat, any mergeable dtype)."""
+
+    def speculate(
+        self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None
+    ) -> Speculation:
+        """fuse() with windows that are guesses: counts and marks what may prove them wrong.
+
+        A task_vector op, one margin per expert. Without `out`, counts and marks alone.
+        """
+
+    def compact(self, tile: Tile, open_: torch.Tensor) -> tuple[torch.Tensor, Tile]:
+        """The open elements of a tile: their places in it (int64, ascending), and their values as a
+        tile of its own, from offset 0 on."""
 
     def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
         """bits(|x_expert - base|) as int64, flat; meant for samples and single chunks."""

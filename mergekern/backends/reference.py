@@ -6,9 +6,12 @@ once, in the order in which the experts stand in the recipe.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 
-from mergekern.backends import BLOCK, CHUNK, Bracket, Counts
+from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation
 from mergekern.fused import ExpertScalars, Findings, FusedOp, Tile, Window
 
 _LANES = 16  # partial sums of a reduction
@@ -28,6 +31,27 @@ class ReferenceBackend:
         inputs = (tile.base, *tile.experts)
         bad = [i - 1 for i, x in enumerate(inputs) if x is not None and not _finite(x)]
         return Findings(tuple(bad), overflow=not _finite(rounded))
+
+    def speculate(
+        self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None
+    ) -> Speculation:
+        kept = torch.zeros((len(margins), 2, 2), dtype=torch.int64)
+        marked = torch.zeros(tile.numel, dtype=torch.bool)
+        for k, d in enumerate(_deltas(tile, op.work)):
+            windows = (margins[k].strict, op.experts[k].window, margins[k].wide)
+            for cut in (0, 1):
+                strict, given, wide = (reached(d, w, tile.offset)[cut] for w in windows)
+                kept[k, cut] = torch.stack([strict.sum(), given.sum()])
+                marked |= wide & ~given
+        packed = torch.from_numpy(np.packbits(marked.numpy(), bitorder="little"))
+        found = Findings() if out is None else self.fuse(op, tile, out)
+        return Speculation(found, kept, packed)
+
+    def compact(self, tile: Tile, open_: torch.Tensor) -> tuple[torch.Tensor, Tile]:
+        bits = np.unpackbits(open_.numpy(), count=tile.numel, bitorder="little")
+        index = torch.from_numpy(bits).nonzero()[:, 0]
+        base = None if tile.base is None else tile.base[index]
+        return index, Tile(tile.tensor, 0, base, tuple(x[index] for x in tile.experts))
 
     def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
         return magnitude_bits(_deltas(tile, work)[expert])
@@ -100,11 +124,18 @@ def linear_combination(op: FusedOp, tile: Tile) -> torch.Tensor:
 
 
 def trim(d: torch.Tensor, window: Window, offset: int) -> torch.Tensor:
+    low, high = reached(d, window, offset)
+    return torch.where(low & ~high, d, 0.0)
+
+
+def reached(d: torch.Tensor, window: Window, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where |d| reaches the window's lower cut, and where its upper one."""
     index = torch.arange(offset, offset + d.numel())
     bits = magnitude_bits(d)
-    low = window.lo + (index > window.lo_last).long()
-    high_reached = torch.where(index > window.hi_last, bits > window.hi, bits >= window.hi)
-    return torch.where((bits >= low) & ~high_reached, d, 0.0)
+    cuts = ((window.lo, window.lo_last), (window.hi, window.hi_last))
+    # Not bits >= cut + 1: the sum may be 2**63, no number of torch's.
+    low, high = (torch.where(index > last, bits > cut, bits >= cut) for cut, last in cuts)
+    return low, high
 
 
 def drop(d: torch.Tensor, op: FusedOp, expert: ExpertScalars, offset: int) -> torch.Tensor:
