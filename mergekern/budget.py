@@ -10,7 +10,8 @@ from pathlib import Path
 from mergekern.backends import BLOCK, CHUNK, Backend
 from mergekern.errors import BudgetError
 from mergekern.plan import Plan, Step
-from mergekern.selection import COUNTERS, MOST_BINS, SAMPLE
+from mergekern.counting import COUNTERS, MOST_BINS
+from mergekern.sampling import MOST
 from mergekern.sizes import format_size
 from mergekern.spec import Spec
 from mergekern.tiles import TILE_ALIGN
@@ -139,7 +140,7 @@ def _scratch(plan: Plan, tile: int | None, lanes: int) -> int:
         numel = sum(step.numel for step in plan.steps)
     bins = min(MOST_BINS, max(1 << 12, numel // 8))
     tallies = min(COUNTERS, bins * lanes * searches) + 4 * bins if searches else 0
-    samples = min(SAMPLE[1], numel) * (searches + 4)
+    samples = min(MOST, numel) * (2 * searches + 4)
     return MARGIN + sums + kernel + chunks + 8 * (tallies + samples)
 
 

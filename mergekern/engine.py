@@ -12,7 +12,7 @@ not. What is written is recorded in a journal, so that the same call goes on whe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +25,14 @@ from mergekern.checkpoint.base import Checkpoint
 from mergekern.findings import check_copied, check_findings
 from mergekern.fused import Tile
 from mergekern.lock import input_files
+from mergekern.onepass import merge_in_one_pass
 from mergekern.output import is_finished
 from mergekern.plan import Plan, Step
 from mergekern.progress import Progress
 from mergekern.run import Run
 from mergekern.sources import Resident
-from mergekern.statistics import model_windows, resolve
+from mergekern.statistics import resolve
+from mergekern.trimming import exact_windows, merges_in_one_pass
 
 
 @dataclass(frozen=True)
@@ -67,23 +69,44 @@ def merge_in_memory(
     plan: Plan, checkpoints: Sequence[Checkpoint], *, backend: Backend
 ) -> dict[str, torch.Tensor]:
     """The merged tensors by name; aliases share storage. Inputs in memory are not copied."""
-    windows = None
-    if plan.whole_model:
-        steps = [s for s in plan.steps if s.spec is not None and s.spec.whole_model and s.numel]
-        sources = [Resident(step, _whole_tile(step, checkpoints)) for step in steps]
-        windows = model_windows(backend, sources)
-    result = {}
-    for step in plan.steps:
-        out = huge.empty(step.numel, step.dtype)
-        tile = _whole_tile(step, checkpoints)
+    outs = {step.name: huge.empty(step.numel, step.dtype) for step in plan.steps}
+    for group in _groups(plan.steps):
+        tensors = Resident((step, _whole_tile(step, checkpoints)) for step in group)
+        _merge_group(plan, checkpoints, tensors, outs, backend)
+    result = {step.name: outs[step.name].view(step.shape) for step in plan.steps}
+    return result | {alias: result[name] for alias, name in plan.aliases.items()}
+
+
+def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """Steps that have to be merged together: those whose thresholds range over the whole model."""
+    together = [s for s in steps if s.spec is not None and s.spec.whole_model and s.numel]
+    if together:
+        yield together
+    known = set(map(id, together))
+    yield from ([step] for step in steps if id(step) not in known)
+
+
+def _merge_group(
+    plan: Plan,
+    checkpoints: Sequence[Checkpoint],
+    tensors: Resident,
+    outs: Mapping[str, torch.Tensor],
+    backend: Backend,
+) -> None:
+    specs = [step.spec for step in tensors.steps if step.spec is not None and step.numel]
+    if specs and all(map(merges_in_one_pass, specs)):
+        found = merge_in_one_pass(backend, tensors, outs)
+        for step in tensors.steps:
+            check_findings(plan, checkpoints, step, found[step.name])
+        return
+    windows = exact_windows(backend, tensors) if specs else None
+    for step, tile in tensors.tiles():
         if step.action == "copy":
             check_copied(plan, checkpoints, step, tile)
-            out.copy_(tile.experts[0])
+            outs[step.name].copy_(tile.experts[0])
         elif step.numel:
-            op = resolve(backend, Resident(step, tile), windows)
-            check_findings(plan, checkpoints, step, backend.fuse(op, tile, out))
-        result[step.name] = out.view(step.shape)
-    return result | {alias: result[name] for alias, name in plan.aliases.items()}
+            op = resolve(backend, Resident([(step, tile)]), windows)
+            check_findings(plan, checkpoints, step, backend.fuse(op, tile, outs[step.name]))
 
 
 def merge_to_folder(

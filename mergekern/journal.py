@@ -20,7 +20,7 @@ from xxhash import xxh3_64_hexdigest
 
 from mergekern.errors import OutputError
 from mergekern.fused import Window
-from mergekern.statistics import ModelWindows
+from mergekern.trimming import Windows
 
 NAME = ".mergekern.journal"
 VERSION = 1
@@ -43,7 +43,7 @@ class Records:
     digest: str | None = None
     inputs: list[Any] | None = None
     ranges: list[Range] = field(default_factory=list)
-    windows: ModelWindows | None = None
+    windows: Windows | None = None
 
 
 class Journal:
@@ -77,7 +77,7 @@ class Journal:
             }
         )
 
-    def add_windows(self, windows: ModelWindows) -> None:
+    def add_windows(self, windows: Windows) -> None:
         """Record the thresholds of the whole model."""
         plain = {name: [astuple(window) for window in found] for name, found in windows.items()}
         self._append({"windows": plain, "xxh3": _checksum(plain)})

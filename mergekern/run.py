@@ -20,9 +20,11 @@ from mergekern.output import OutputFolder
 from mergekern.plan import Plan, Step
 from mergekern.progress import Progress
 from mergekern.sources import Reel, Resident
-from mergekern.statistics import ModelWindows, model_windows, resolve
+from mergekern.statistics import fused_op, resolve
 from mergekern.stream import Arena, Flight, Pipeline
-from mergekern.units import Cutter, Interval, Part
+from mergekern.tiles import Part
+from mergekern.trimming import Windows, exact_windows
+from mergekern.units import Cutter, Interval
 
 CHUNK = 16 << 20  # bytes written and recorded by one task
 RESUME, THRESHOLDS, MERGE = "resume", "thresholds", "merge"  # phases, as progress shows them
@@ -49,7 +51,7 @@ class Run:
         self._pipeline = Pipeline(checkpoints, Arena(estimate.buffers))
         self._cutter = Cutter(plan, checkpoints, estimate.buffers, estimate.tile)
         self._journal: Journal | None = None
-        self._windows: ModelWindows | None = None
+        self._windows: Windows | None = None
         self._ops: dict[str, FusedOp] = {}
 
     @property
@@ -171,10 +173,9 @@ class Run:
 
     def _find_windows(self) -> None:
         """The first pass of methods that need a number of the whole model."""
-        reel = Reel(self._pipeline, self._cutter, self._model_steps())
-        reel.on_read = self._show_thresholds
-        self._windows = model_windows(self._backend, reel.sources)
-        reel.stop()
+        steps = self._model_steps()
+        reel = Reel(self._pipeline, self._cutter, steps, self._show_thresholds)
+        self._windows = exact_windows(self._backend, reel)
         self._show_thresholds(self._unseen)
         assert self._journal is not None
         self._journal.add_windows(self._windows)
@@ -196,8 +197,7 @@ class Run:
     def _merge_streamed(self, step: Step, missing: list[Interval]) -> None:
         """A tensor that needs statistics of all of it, and is larger than the buffers."""
         reel = Reel(self._pipeline, self._cutter, [step])
-        self._ops = {step.name: resolve(self._backend, reel.sources[0], self._windows)}
-        reel.stop()
+        self._ops = {step.name: resolve(self._backend, reel, self._known(step))}
         self._merge_parts(self._cutter.tiles(step, missing))
 
     def _merge_parts(self, parts: Iterable[Part]) -> None:
@@ -228,9 +228,16 @@ class Run:
     def _op(self, step: Step, tile: Tile) -> FusedOp:
         """The tiles of one tensor follow each other, and share its op."""
         if step.name not in self._ops:
-            op = resolve(self._backend, Resident(step, tile), self._windows)
+            known = self._known(step)
+            if _whole_tensor(step):
+                op = resolve(self._backend, Resident([(step, tile)]), known)
+            else:
+                op = fused_op(step, known[step.name] if known else None)
             self._ops = {step.name: op}
         return self._ops[step.name]
+
+    def _known(self, step: Step) -> Windows | None:
+        return self._windows if step.spec is not None and step.spec.whole_model else None
 
     def _write(self, flight: Flight) -> None:
         for run in flight.unit.runs:

@@ -1,154 +1,95 @@
-"""Tensors as tiles that can be read more than once, for statistics: held whole, or streamed."""
+"""Tensors that can be read more than once, for statistics: held whole, or streamed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 
 import torch
 
 from mergekern.fused import Tile
 from mergekern.plan import Step
 from mergekern.stream import Pipeline
-from mergekern.tiles import TILE_ALIGN
-from mergekern.units import Cutter, Interval, Part
-
-Pass = (
-    tuple[Literal["tiles"]]
-    | tuple[Literal["part"], int, int]
-    | tuple[Literal["sample"], float, int]
-)
-
-
-def sample_ranges(numel: int, share: float, run: int) -> list[Interval]:
-    """About `share` of a tensor in ranges of about `run` elements, evenly spread; all of it for 1.
-
-    They begin at multiples of TILE_ALIGN as all tiles do, so that they are the same ones however a
-    tensor is tiled.
-    """
-    wanted = min(numel, int(numel * share))
-    if not wanted:
-        return []
-    chunks = -(-numel // TILE_ALIGN)
-    runs = min(chunks, -(-wanted // run))
-    length = min(TILE_ALIGN, -(-wanted // runs)) if wanted < numel else TILE_ALIGN
-    runs = chunks if wanted == numel else runs
-    starts = [chunks * number // runs * TILE_ALIGN for number in range(runs)]
-    return [(start, min(numel, start + length)) for start in starts]
+from mergekern.tiles import Part, cut
+from mergekern.units import Cutter
 
 
 class Resident:
-    """A tensor that is held whole, in one tile."""
+    """Tensors that are held whole, each in one tile."""
 
-    def __init__(self, step: Step, tile: Tile) -> None:
-        self.step = step
-        self._tile = tile
+    stretch = 2048  # costs a copy, and neighbours are alike
 
-    def tiles(self) -> Iterator[Tile]:
-        assert self._tile.numel == self.step.numel, f"{self.step.name}: statistics of a part of it"
-        yield self._tile
+    def __init__(self, tiles: Iterable[tuple[Step, Tile]]) -> None:
+        self._tiles = list(tiles)
+        self._tile_of = {id(step): tile for step, tile in self._tiles}
+        self.steps = [step for step, _ in self._tiles]
+        for step, tile in self._tiles:
+            assert tile.numel == step.numel, f"{step.name}: statistics of a part of it"
 
-    def part(self, start: int, stop: int) -> Tile:
-        return cut(self._tile, start, stop)
+    def tiles(self) -> Iterator[tuple[Step, Tile]]:
+        return iter(self._tiles)
 
-    def sample(self, share: float, run: int) -> Iterator[Tile]:
-        assert self._tile.numel == self.step.numel, f"{self.step.name}: statistics of a part of it"
-        ranges = sample_ranges(self.step.numel, share, run)
-        if ranges:  # joined, since a call for each would cost more than its elements
-            base = None if self._tile.base is None else _join(self._tile.base, ranges)
-            experts = tuple(_join(x, ranges) for x in self._tile.experts)
-            yield Tile(self._tile.tensor, 0, base, experts)
+    def parts(self, parts: Sequence[Part]) -> Iterator[tuple[Sequence[Part], Tile]]:
+        for _, found in groupby(parts, key=lambda part: id(part.step)):
+            group = list(found)
+            tile = self._tile_of[id(group[0].step)]
+            yield group, _join(tile, group) if len(group) > 1 else _cut(tile, group[0])
 
 
-def _join(whole: torch.Tensor, ranges: list[Interval]) -> torch.Tensor:
-    """Ranges of a tensor behind one another, copied one by one: torch.cat would wake its threads,
-    which then spin against ours."""
-    joined = torch.empty(sum(stop - start for start, stop in ranges), dtype=whole.dtype)
+def _cut(tile: Tile, part: Part) -> Tile:
+    """One part of a tile, without a copy; what it is read for does not go by its offset."""
+    piece = cut(tile, part.start, part.stop)
+    return Tile(tile.tensor, 0, piece.base, piece.experts)
+
+
+def _join(tile: Tile, parts: Sequence[Part]) -> Tile:
+    """Parts of a tile behind one another, since a call for each would cost more than they do."""
+    base = None if tile.base is None else _gather(tile.base, parts)
+    return Tile(tile.tensor, 0, base, tuple(_gather(x, parts) for x in tile.experts))
+
+
+def _gather(whole: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
+    """Copied one by one: torch.cat would wake its threads, which then spin against ours."""
+    joined = torch.empty(sum(part.numel for part in parts), dtype=whole.dtype)
     filled = 0
-    for start, stop in ranges:
-        joined[filled : filled + stop - start] = whole[start:stop]
-        filled += stop - start
+    for part in parts:
+        joined[filled : filled + part.numel] = whole[part.start : part.stop]
+        filled += part.numel
     return joined
 
 
-def cut(tile: Tile, start: int, stop: int) -> Tile:
-    """Elements [start, stop) of a tile that begins its tensor."""
-    base = None if tile.base is None else tile.base[start:stop]
-    return Tile(tile.tensor, start, base, tuple(x[start:stop] for x in tile.experts))
-
-
-class Streamed:
-    """One tensor of a Reel."""
-
-    def __init__(self, reel: Reel, number: int) -> None:
-        self.step = reel.steps[number]
-        self._reel = reel
-        self._number = number
-
-    def tiles(self) -> Iterator[Tile]:
-        return self._reel.play(self._number, ("tiles",))
-
-    def part(self, start: int, stop: int) -> Tile:
-        (tile,) = self._reel.play(self._number, ("part", start, stop))
-        return tile
-
-    def sample(self, share: float, run: int) -> Iterator[Tile]:
-        return self._reel.play(self._number, ("sample", share, run))
-
-
 class Reel:
-    """Several tensors read one after the other, again and again.
+    """Tensors read from disk as often as they are asked for."""
 
-    Reads run ahead into the tensors behind the one asked for, in the belief that those are asked
-    for next and in the same way; where that is not so, reading starts anew.
-    """
+    stretch = 1 << 12
 
-    def __init__(self, pipeline: Pipeline, cutter: Cutter, steps: Sequence[Step]) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        cutter: Cutter,
+        steps: Sequence[Step],
+        on_read: Callable[[int], None] = lambda nbytes: None,
+    ) -> None:
         self.steps = steps
-        self.sources = [Streamed(self, number) for number in range(len(steps))]
-        self.on_read: Callable[[int], None] = lambda nbytes: None
         self._pipeline = pipeline
         self._cutter = cutter
-        self._tape: Iterator[tuple[Step, Tile]] | None = None
-        self._next: tuple[int, Pass] | None = None
+        self._on_read = on_read
 
-    def play(self, number: int, how: Pass) -> Iterator[Tile]:
-        """The tiles of one tensor."""
-        step = self.steps[number]
-        parts = list(self._parts(step, how))
-        if self._next != (number, how) or self._tape is None:
-            self.stop()
-            self._tape = self._read(number, how)
-        self._next = None
-        tape = self._tape
-        for _ in parts:
-            found, tile = next(tape)
-            assert found is step
-            self.on_read(_nbytes(tile))
-            yield tile
-        self._next = (number + 1, how)
+    def tiles(self) -> Iterator[tuple[Step, Tile]]:
+        everything = (self._cutter.tiles(step, [(0, step.numel)]) for step in self.steps)
+        for part, tile in self._read(part for parts in everything for part in parts):
+            yield part.step, tile
 
-    def stop(self) -> None:
-        """Drop what was read ahead."""
-        tape, self._tape = self._tape, None
-        if tape is not None:
-            tape.close()  # type: ignore[attr-defined]
+    def parts(self, parts: Sequence[Part]) -> Iterator[tuple[Sequence[Part], Tile]]:
+        for part, tile in self._read(parts):
+            yield [part], Tile(tile.tensor, 0, tile.base, tile.experts)
 
-    def _read(self, first: int, how: Pass) -> Iterator[tuple[Step, Tile]]:
-        # A part is asked of one tensor alone; all else is asked of every tensor in turn.
-        steps = self.steps[first : first + 1] if how[0] == "part" else self.steps[first:]
-        parts = (part for step in steps for part in self._parts(step, how))
+    def _read(self, parts: Iterable[Part]) -> Iterator[tuple[Part, Tile]]:
         for flight in self._pipeline.stream(self._cutter.units(parts, output=False)):
             for number, part in enumerate(flight.unit.parts):
-                yield part.step, flight.tile(number)
-
-    def _parts(self, step: Step, how: Pass) -> Iterator[Part]:
-        if how[0] == "tiles":
-            return self._cutter.tiles(step, [(0, step.numel)])
-        if how[0] == "part":
-            return iter([Part(step, how[1], how[2])])
-        ranges = sample_ranges(step.numel, how[1], how[2])
-        return (Part(step, start, stop) for start, stop in ranges)
+                tile = flight.tile(number)
+                self._on_read(_nbytes(tile))
+                yield part, tile
 
 
 def _nbytes(tile: Tile) -> int:

@@ -10,29 +10,12 @@ from mergekern.budget import PADDING, TILE_BYTES, UNITS
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.errors import BudgetError
 from mergekern.plan import Input, Plan, Step
-from mergekern.tiles import TILE_ALIGN
+from mergekern.tiles import TILE_ALIGN, Part
 
 MOST_PARTS = 512  # of one unit: keeps the latency of a bundle of tiny tensors low
 LARGE = 1 << 16  # bytes from which a buffer is aligned to a page
 
 Interval = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Elements [start, stop) of one output tensor."""
-
-    step: Step
-    start: int
-    stop: int
-
-    @property
-    def numel(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def whole(self) -> bool:
-        return self.start == 0 and self.stop == self.step.numel
 
 
 @dataclass(frozen=True)

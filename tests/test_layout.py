@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent / "mergekern"
 ORDER = (
     *("errors", "version", "sizes", "dtypes", "_C", "fused", "spec", "methods", "recipe"),
     *("checkpoint", "report", "plan", "tied", "fitting", "planner", "lock", "card", "progress"),
-    *("backends", "tiles", "selection", "statistics"),
+    *("backends", "tiles", "keys", "counting", "sampling", "speculation", "trimming"),
+    *("statistics", "onepass"),
     *("huge", "budget", "units", "stream", "sources", "journal", "output", "findings", "run"),
     *("engine", "api", "evaluate", "demo", "cli"),
 )

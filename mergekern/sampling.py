@@ -1,0 +1,143 @@
+"""Guesses from a sample: two keys that very likely have the wanted one between them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mergekern.backends import Backend
+from mergekern.fused import EVERY_INDEX
+from mergekern.keys import Key, Wanted, bound_of, starts_of
+from mergekern.plan import Step
+from mergekern.tiles import Part, Tensors, numels_of
+
+SIGMAS = 4.5  # of the sampled rank; a guess that fails nevertheless costs another pass
+LEAST = 1 << 15  # elements that are sampled, and all of what has no more than that
+MOST = 1 << 21
+GOLDEN = 0.6180339887498949  # steps of it are spread evenly, and in step with no row of a matrix
+
+
+def guess(
+    backend: Backend, tensors: Tensors, work: torch.dtype, ranks: Mapping[Wanted, int]
+) -> dict[Wanted, tuple[Key, Key]]:
+    """For each wanted rank a key that very likely is not below it, and one that is not above.
+
+    They are the same key, the right one, where everything was sampled.
+    """
+    starts = starts_of(tensors.steps)
+    parts = sample_parts(tensors.steps, starts, tensors.stretch)
+    experts = {expert for expert, _ in ranks}
+    samples: dict[int, list[_Run]] = {expert: [] for expert in experts}
+    begins = {id(step): start for step, start in zip(tensors.steps, starts, strict=False)}
+    for group, tile in tensors.parts(parts):
+        step = group[0].step
+        places = np.concatenate([np.arange(part.start, part.stop) for part in group])
+        places += begins[id(step)]
+        for place, expert in enumerate(step.expert_index):
+            if expert in experts:
+                bits = backend.magnitudes(tile, place, work).numpy()
+                lengths = [part.numel for part in group]
+                samples[expert].append(_Run(bits, places, lengths))
+    numels = numels_of(tensors.steps)
+    bound = bound_of(work)
+    joined = {expert: _join(runs) for expert, runs in samples.items()}
+    return {
+        wanted: _bracket(joined[wanted[0]], rank, numels[wanted[0]], bound)
+        for wanted, rank in ranks.items()
+    }
+
+
+def sample_parts(steps: Sequence[Step], starts: Sequence[int], stretch: int) -> list[Part]:
+    """Runs of about `stretch` elements spread over all tensors; everything, if that is little.
+
+    A larger sample leaves fewer elements open: its best size grows with the 2/3rd power.
+    """
+    total = starts[-1]
+    wanted = min(max(int(2 * total ** (2 / 3)), LEAST), MOST)
+    if total <= wanted:
+        return [Part(step, 0, step.numel) for step in steps if step.numel]
+    runs = max(16, wanted // stretch)
+    length = wanted // runs
+    found: list[Part] = []
+    for run in range(runs):
+        first, last = total * run // runs, total * (run + 1) // runs
+        at = first + int((last - first - length) * (run * GOLDEN % 1))
+        stop = at + length
+        number = bisect_right(starts, at) - 1
+        while at < stop:  # a run may reach into the next tensors
+            end = min(stop, starts[number + 1])
+            if end > at:
+                found.append(Part(steps[number], at - starts[number], end - starts[number]))
+            at, number = end, number + 1
+    return found
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Magnitudes of a sample with their places, and how many belong to each stretch."""
+
+    bits: np.ndarray
+    places: np.ndarray
+    lengths: Sequence[int]
+
+
+def _join(runs: Sequence[_Run]) -> _Run:
+    if len(runs) == 1:
+        return runs[0]
+    empty = np.zeros(0, np.int64)
+    return _Run(
+        np.concatenate([empty, *(run.bits for run in runs)]),
+        np.concatenate([empty, *(run.places for run in runs)]),
+        [length for run in runs for length in run.lengths],
+    )
+
+
+def _bracket(sample: _Run, rank: int, numel: int, bound: int) -> tuple[Key, Key]:
+    size = sample.bits.size
+    if size == numel:
+        (value,) = _values(sample.bits, [rank])
+        key = _key(sample, value, rank)
+        return key, key
+    middle = round(rank / numel * size)
+    top, bottom = Key(bound, -1), Key(0, EVERY_INDEX)
+    if not size:
+        return top, bottom
+    (value,) = _values(sample.bits, [min(max(middle, 1), size)])
+    spread = _spread(sample, value, rank / numel)
+    first, last = middle - spread, middle + spread
+    inside = [r for r in (first, last) if 1 <= r <= size]
+    values = _values(sample.bits, inside)
+    keys = {r: _key(sample, value, r) for r, value in zip(inside, values, strict=True)}
+    return keys.get(first, top), keys.get(last, bottom)
+
+
+def _spread(sample: _Run, value: int, fraction: float) -> int:
+    """How far the sampled rank may be off: as counts of one stretch differ from its neighbour's,
+    for elements that lie together are alike."""
+    size, lengths = sample.bits.size, np.asarray(sample.lengths)
+    begins = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    reached = np.add.reduceat((sample.bits >= value).astype(np.int64), begins)
+    excess = reached - lengths * (reached.sum() / size)
+    apart = float((np.diff(excess) ** 2).sum() / 2)
+    plain = size * fraction * (1 - fraction)
+    ties = int((sample.bits == value).sum()) // len(lengths)
+    return int(SIGMAS * max(apart, plain) ** 0.5) + ties + 2
+
+
+def _values(bits: np.ndarray, ranks: Sequence[int]) -> list[int]:
+    """The magnitudes of descending ranks."""
+    if not ranks:
+        return []
+    at = [bits.size - rank for rank in ranks]
+    ordered = np.partition(bits, sorted(set(at)))
+    return [int(ordered[place]) for place in at]
+
+
+def _key(sample: _Run, value: int, rank: int) -> Key:
+    ties = np.flatnonzero(sample.bits == value)
+    before = int(np.count_nonzero(sample.bits > value))
+    return Key(value, int(sample.places[ties[rank - before - 1]]))

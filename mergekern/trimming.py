@@ -1,0 +1,112 @@
+"""Trimming: which magnitudes a spec keeps, as exact windows of tensors or of a whole model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from mergekern.backends import Backend
+from mergekern.counting import Search, keys_by_counting
+from mergekern.fused import EVERY_INDEX, Window
+from mergekern.keys import LOWER, UPPER, Key, Wanted, bound_of, starts_of, windows_of
+from mergekern.plan import Step
+from mergekern.spec import Spec
+from mergekern.speculation import Pieces, Trial
+from mergekern.tiles import Tensors, numels_of
+
+Windows = dict[str, tuple[Window, ...]]  # output tensor -> one window per expert of its step
+
+log = logging.getLogger(__name__)
+
+
+def exact_windows(backend: Backend, tensors: Tensors) -> Windows:
+    """One window per expert and tensor, for magnitudes ranked over all given tensors together.
+
+    Reads a sample and then everything once; again where the sample misled.
+    """
+    trial = start_trial(backend, tensors)
+    if trial is None:
+        return {step.name: (Window(),) * len(step.experts) for step in tensors.steps}
+    trial.scan(tensors)
+    return windows_after(backend, tensors, trial)
+
+
+def merges_in_one_pass(spec: Spec) -> bool:
+    """True when tensors can be merged with guessed windows, and set right afterwards.
+
+    Not where all of an output hangs on them, as with the l1 rescale; nor with coins, which go by
+    places; nor where outliers are cut off at a magnitude that is kept whole.
+    """
+    drops = any(keep < 1 for keep in spec.keep)
+    kept_whole = spec.ties == "keep" and any(spec.gamma)
+    return spec.trims and not (drops or kept_whole or spec.whole_tensor_sums)
+
+
+def start_trial(backend: Backend, tensors: Tensors, pieces: Pieces | None = None) -> Trial | None:
+    """Guessed windows of trimmed tensors; None where nothing is trimmed."""
+    ranks, by_index = _ranks(tensors.steps)
+    return Trial(backend, tensors, ranks, by_index, pieces) if ranks else None
+
+
+def windows_after(backend: Backend, tensors: Tensors, trial: Trial) -> Windows:
+    """The exact windows, once a trial has seen everything: from it, or else by counting."""
+    keys = trial.verdict()
+    if keys is not None:
+        return _windows(tensors.steps, keys)
+    log.info("%d tensors: a sample misled, magnitudes are counted", len(tensors.steps))
+    return counted_windows(backend, tensors)
+
+
+def counted_windows(backend: Backend, tensors: Tensors) -> Windows:
+    """What exact_windows gives, without a guess: two passes or more."""
+    ranks, by_index = _ranks(tensors.steps)
+    if not ranks:
+        return _windows(tensors.steps, {})
+    work = tensors.steps[0].work
+    bound = bound_of(work)
+    searches = {wanted: Search(wanted[0], rank, 0, bound) for wanted, rank in ranks.items()}
+    found = keys_by_counting(backend, tensors, work, searches, by_index=by_index)
+    return _windows(tensors.steps, found)
+
+
+def kept_ranks(spec: Spec, place: int, numel: int) -> tuple[int, int]:
+    """(top, stop): of magnitudes in descending order, ranks top + 1 … stop are kept.
+
+    int(density * n) elements, at least one, below the int(gamma * n) largest; where that leaves too
+    few, density wins.
+    """
+    target = max(1, int(spec.density[place] * numel))
+    top = min(int(spec.gamma[place] * numel), numel - target)
+    return top, top + target
+
+
+def _ranks(steps: Sequence[Step]) -> tuple[dict[Wanted, int], bool]:
+    """The ranks that the cuts lie at, and whether equal magnitudes are told apart by place."""
+    numels = numels_of(steps)
+    ranks: dict[Wanted, int] = {}
+    by_index = True
+    for step in steps:
+        spec = step.spec
+        assert spec is not None, f"{step.name}: not a merge step"
+        by_index = spec.ties == "index"
+        for place, expert in enumerate(step.expert_index):
+            if spec.density[place] < 1 and numels[expert]:
+                top, stop = kept_ranks(spec, place, numels[expert])
+                ranks[expert, LOWER] = stop
+                if top:  # where ties are kept whole, what is above the largest kept one is cut off
+                    ranks[expert, UPPER] = top if by_index else top + 1
+    return ranks, by_index
+
+
+def _windows(steps: Sequence[Step], keys: Mapping[Wanted, Key]) -> Windows:
+    by_index = all(step.spec is None or step.spec.ties == "index" for step in steps)
+    if not by_index:
+        keys = {
+            wanted: Key(key.magnitude + (wanted[1] == UPPER), EVERY_INDEX)
+            for wanted, key in keys.items()
+        }
+    starts = starts_of(steps)
+    return {
+        step.name: windows_of(step, start, keys, by_index)
+        for step, start in zip(steps, starts, strict=False)
+    }
