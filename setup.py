@@ -46,7 +46,10 @@ class BuildKernels(build_ext):
 
 extension = Pybind11Extension(
     "mergekern._C",
-    sources=["csrc/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/pool.cpp"],
+    sources=[
+        "csrc/bindings.cpp",
+        *(f"csrc/cpu/{name}.cpp" for name in ("compact", "dispatch", "passes", "pool")),
+    ],
     depends=sorted(glob("csrc/**/*", recursive=True)),
     include_dirs=["csrc"],
     extra_compile_args=[*COMMON, *(f"-DMK_HAS_{name}" for name in INSTRUCTION_SETS)],

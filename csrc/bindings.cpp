@@ -7,20 +7,13 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/loops.h"
-#include "cpu/pool.h"
+#include "cpu/passes.h"
 #include "philox.h"
 
 namespace py = pybind11;
 using namespace mergekern;
 
 namespace {
-
-struct How {
-  std::string isa;
-  int threads;
-  bool wide;
-};
 
 // Experts and their tile; the tile points into the vector.
 struct Inputs {
@@ -29,90 +22,30 @@ struct Inputs {
 
   Inputs(uintptr_t base, DType base_dtype, std::vector<Expert> list, int64_t offset, int64_t numel)
       : experts(std::move(list)),
-        tile{reinterpret_cast<const void*>(base),  base_dtype, experts.data(),
-             static_cast<int32_t>(experts.size()), offset,     numel} {}
+        tile{at(base), base_dtype, experts.data(), static_cast<int32_t>(experts.size()),
+             offset,   numel} {}
   Inputs(const Inputs&) = delete;
 
-  int64_t chunks() const { return (tile.numel + kChunk - 1) / kChunk; }
-  int64_t end(int64_t piece) const {
-    return piece + 1 == chunks() ? tile.numel : (piece + 1) * kChunk;
-  }
+  static const void* at(uintptr_t address) { return reinterpret_cast<const void*>(address); }
 };
 
-py::tuple fuse(const How& how, const FusedOp& op, const Inputs& inputs, uintptr_t out,
-               DType out_dtype) {
-  const Loops& table = loops(how.isa.c_str());
-  const size_t models = inputs.experts.size() + 1;
-  std::vector<uint8_t> bad(models * how.threads, 0);
-  std::vector<Findings> found(how.threads, Findings{nullptr, false});
-  for (int i = 0; i < how.threads; ++i) found[i].non_finite = &bad[i * models];
-  {
-    py::gil_scoped_release release;
-    parallel_for(how.threads, inputs.chunks(), [&](int thread, int64_t piece) {
-      table.fuse(op, inputs.tile, how.wide, piece * kChunk, inputs.end(piece),
-                 reinterpret_cast<void*>(out), out_dtype, &found[thread]);
-    });
-  }
-  std::vector<int> non_finite;
-  bool overflow = false;
-  for (size_t model = 0; model < models; ++model) {
-    bool any = false;
-    for (int i = 0; i < how.threads; ++i) any |= bad[i * models + model] != 0;
-    if (any) non_finite.push_back(static_cast<int>(model) - 1);
-  }
-  for (const Findings& f : found) overflow |= f.overflow;
-  return py::make_tuple(non_finite, overflow);
+template <typename T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
 }
 
-// Adds to the tallies, [threads, bins], and to the counts per chunk; returns the counts above.
-std::vector<int64_t> count(const How& how, const Inputs& inputs,
-                           const std::vector<Bracket>& brackets,
-                           const std::vector<uintptr_t>& tallies,
-                           const std::vector<uintptr_t>& chunks) {
-  const Loops& table = loops(how.isa.c_str());
-  const size_t n = brackets.size();
-  std::vector<int64_t> above(n, 0);
-  py::gil_scoped_release release;
-  std::vector<Counter> counters(n * how.threads);
-  for (int thread = 0; thread < how.threads; ++thread) {
-    for (size_t q = 0; q < n; ++q) {
-      int64_t* tally = reinterpret_cast<int64_t*>(tallies[q]) + thread * brackets[q].bins;
-      counters[thread * n + q] = Counter{0, tally, reinterpret_cast<int64_t*>(chunks[q])};
-    }
-  }
-  parallel_for(how.threads, inputs.chunks(), [&](int thread, int64_t piece) {
-    table.count(inputs.tile, how.wide, piece * kChunk, inputs.end(piece), brackets.data(),
-                static_cast<int>(n), &counters[thread * n]);
-  });
-  for (size_t i = 0; i < counters.size(); ++i) above[i % n] += counters[i].above;
-  return above;
+template <typename T>
+std::vector<T*> pointers(const std::vector<uintptr_t>& addresses) {
+  std::vector<T*> list;
+  for (uintptr_t address : addresses) list.push_back(pointer<T>(address));
+  return list;
 }
 
-void masked_sums(const How& how, const FusedOp& op, const Inputs& inputs, uintptr_t out) {
-  const Loops& table = loops(how.isa.c_str());
-  py::gil_scoped_release release;
-  parallel_for(how.threads, inputs.chunks(), [&](int, int64_t piece) {
-    table.masked_sums(op, inputs.tile, how.wide, piece * kChunk, inputs.end(piece),
-                      reinterpret_cast<double*>(out));
-  });
-}
+using Cuts = std::tuple<uint64_t, int64_t, uint64_t, int64_t>;
 
-void gram(const How& how, const Inputs& inputs, uintptr_t out) {
-  const Loops& table = loops(how.isa.c_str());
-  py::gil_scoped_release release;
-  parallel_for(how.threads, inputs.chunks(), [&](int, int64_t piece) {
-    table.gram(inputs.tile, how.wide, piece * kChunk, inputs.end(piece),
-               reinterpret_cast<double*>(out));
-  });
-}
-
-void magnitudes(const How& how, const Inputs& inputs, int expert, uintptr_t out) {
-  const Loops& table = loops(how.isa.c_str());
-  py::gil_scoped_release release;
-  parallel_for(how.threads, inputs.chunks(), [&](int, int64_t piece) {
-    table.magnitudes(inputs.tile, how.wide, piece * kChunk, inputs.end(piece), expert,
-                     reinterpret_cast<int64_t*>(out));
-  });
+Window make_window(const Cuts& cuts) {
+  const auto [lo, lo_last, hi, hi_last] = cuts;
+  return Window{lo, hi, lo_last, hi_last};
 }
 
 std::vector<std::string> names_of_instruction_sets() {
@@ -122,21 +55,82 @@ std::vector<std::string> names_of_instruction_sets() {
 }
 
 Expert make_expert(uintptr_t data, DType dtype, uint32_t index, double coef, double vote,
-                   double share, std::tuple<uint64_t, int64_t, uint64_t, int64_t> window,
-                   uint64_t keep_below) {
-  const auto [lo, lo_last, hi, hi_last] = window;
+                   double share, const Cuts& window, uint64_t keep_below) {
   Expert e{};
-  e.data = reinterpret_cast<const void*>(data);
+  e.data = pointer<void>(data);
   e.dtype = dtype;
   e.index = index;
   e.coef = coef;
   e.vote = vote;
   e.share = share;
-  e.window = Window{lo, hi, lo_last, hi_last};
-  e.trim = lo != 0 || lo_last != INT64_MAX || hi < INT64_MAX || hi_last != INT64_MAX;
+  e.window = make_window(window);
+  e.trim = trims(e.window);
   e.drop = keep_below <= UINT32_MAX;
   e.keep_below = static_cast<uint32_t>(keep_below);
   return e;
+}
+
+void bind_operations(py::module_& m) {
+  using Released = py::call_guard<py::gil_scoped_release>;
+  m.def(
+      "fuse",
+      [](const How& how, const FusedOp& op, const Inputs& inputs, uintptr_t out, DType dtype) {
+        return fuse(how, op, inputs.tile, pointer<void>(out), dtype);
+      },
+      Released());
+  m.def(
+      "speculate",
+      [](const How& how, const FusedOp& op, const Inputs& inputs,
+         const std::vector<std::pair<Cuts, Cuts>>& strict_and_wide, uintptr_t out, DType dtype,
+         uintptr_t kept, uintptr_t open) {
+        std::vector<Margin> margins;
+        for (const auto& [strict, wide] : strict_and_wide) {
+          margins.push_back(Margin{make_window(strict), make_window(wide)});
+        }
+        return speculate(how, op, inputs.tile, margins.data(), pointer<void>(out), dtype,
+                         pointer<int64_t>(kept), pointer<uint8_t>(open));
+      },
+      Released());
+  m.def(
+      "open_starts",
+      [](int threads, uintptr_t open, int64_t numel) {
+        return open_starts(threads, pointer<uint8_t>(open), numel);
+      },
+      Released());
+  m.def(
+      "compact",
+      [](int threads, const Inputs& inputs, uintptr_t open, const std::vector<int64_t>& starts,
+         uintptr_t index, uintptr_t base, const std::vector<uintptr_t>& experts) {
+        compact(threads, inputs.tile, pointer<uint8_t>(open), starts.data(),
+                pointer<int64_t>(index), pointer<void>(base), pointers<void>(experts).data());
+      },
+      Released());
+  m.def(
+      "count",
+      [](const How& how, const Inputs& inputs, const std::vector<Bracket>& brackets,
+         const std::vector<uintptr_t>& tallies, const std::vector<uintptr_t>& chunks) {
+        return count(how, inputs.tile, brackets, pointers<int64_t>(tallies),
+                     pointers<int64_t>(chunks));
+      },
+      Released());
+  m.def(
+      "masked_sums",
+      [](const How& how, const FusedOp& op, const Inputs& inputs, uintptr_t out) {
+        masked_sums(how, op, inputs.tile, pointer<double>(out));
+      },
+      Released());
+  m.def(
+      "gram",
+      [](const How& how, const Inputs& inputs, uintptr_t out) {
+        gram(how, inputs.tile, pointer<double>(out));
+      },
+      Released());
+  m.def(
+      "magnitudes",
+      [](const How& how, const Inputs& inputs, int expert, uintptr_t out) {
+        magnitudes(how, inputs.tile, expert, pointer<int64_t>(out));
+      },
+      Released());
 }
 
 }  // namespace
@@ -187,11 +181,10 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<uintptr_t, DType, std::vector<Expert>, int64_t, int64_t>(), py::kw_only(),
            py::arg("base"), py::arg("base_dtype"), py::arg("experts"), py::arg("offset"),
            py::arg("numel"));
-  m.def("fuse", &fuse);
-  m.def("count", &count);
-  m.def("masked_sums", &masked_sums);
-  m.def("gram", &gram);
-  m.def("magnitudes", &magnitudes);
+  py::class_<Found>(m, "Found")
+      .def_readonly("non_finite", &Found::non_finite)
+      .def_readonly("overflow", &Found::overflow);
+  bind_operations(m);
   m.def("instruction_sets", &names_of_instruction_sets);
   m.def("philox", [](std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> c, uint64_t seed) {
     const Words4 out =

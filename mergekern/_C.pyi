@@ -18,6 +18,8 @@ class Combine:
     mean: Combine
     max: Combine
 
+_Cuts = tuple[int, int, int, int]  # lo, lo_last, hi, hi_last
+
 class Expert:
     def __init__(
         self,
@@ -28,7 +30,7 @@ class Expert:
         coef: float,
         vote: float,
         share: float,
-        window: tuple[int, int, int, int],
+        window: _Cuts,
         keep_below: int,
     ) -> None: ...
 
@@ -60,9 +62,33 @@ class Inputs:
 BLOCK: int
 CHUNK: int
 
-def fuse(
-    how: How, op: FusedOp, inputs: Inputs, out: int, out_dtype: DType
-) -> tuple[list[int], bool]: ...
+class Found:
+    @property
+    def non_finite(self) -> list[int]: ...
+    @property
+    def overflow(self) -> bool: ...
+
+def fuse(how: How, op: FusedOp, inputs: Inputs, out: int, out_dtype: DType) -> Found: ...
+def speculate(
+    how: How,
+    op: FusedOp,
+    inputs: Inputs,
+    strict_and_wide: list[tuple[_Cuts, _Cuts]],
+    out: int,
+    out_dtype: DType,
+    kept: int,
+    open: int,
+) -> Found: ...
+def open_starts(threads: int, open: int, numel: int) -> list[int]: ...
+def compact(
+    threads: int,
+    inputs: Inputs,
+    open: int,
+    starts: list[int],
+    index: int,
+    base: int,
+    experts: list[int],
+) -> None: ...
 def count(
     how: How,
     inputs: Inputs,

@@ -92,16 +92,22 @@ static inline int same_cuts(const Window& w, int64_t here, int run) {
   return run;
 }
 
+// The cuts at an element. None needs to lie higher than where no magnitude reaches it.
+template <typename Work>
+static inline typename Bits<Work>::type cut_at(uint64_t cut, int64_t last, int64_t here) {
+  constexpr uint64_t beyond = uint64_t{Bits<Work>::abs} + 1;
+  const uint64_t moved = cut + (here > last);
+  return static_cast<typename Bits<Work>::type>(moved < beyond ? moved : beyond);
+}
+
 template <typename Work>
 static inline typename Bits<Work>::type low_cut(const Window& w, int64_t here) {
-  const uint64_t cut = w.lo + (here > w.lo_last), most = Bits<Work>::abs;
-  return static_cast<typename Bits<Work>::type>(cut < most ? cut : most);
+  return cut_at<Work>(w.lo, w.lo_last, here);
 }
 
 template <typename Work>
 static inline typename Bits<Work>::type high_cut(const Window& w, int64_t here) {
-  const uint64_t cut = w.hi + (here > w.hi_last), most = Bits<Work>::abs;
-  return static_cast<typename Bits<Work>::type>(cut < most ? cut : most);
+  return cut_at<Work>(w.hi, w.hi_last, here);
 }
 
 // The deltas of one expert. `index` counts within the tile, `element` within the tensor; the cuts

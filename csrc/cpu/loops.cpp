@@ -4,6 +4,7 @@
 #include "cpu/fuse.h"
 #include "cpu/reduce.h"
 #include "cpu/select.h"
+#include "cpu/speculate.h"
 
 #define MK_STRING_(x) #x
 #define MK_STRING(x) MK_STRING_(x)
@@ -16,6 +17,11 @@ const Loops table = {
     [](const FusedOp& op, const Tile& t, bool wide, int64_t begin, int64_t end, void* out,
        DType out_dtype, Findings* found) {
       (wide ? fuse<double> : fuse<float>)(op, t, begin, end, out, out_dtype, found);
+    },
+    [](const FusedOp& op, const Tile& t, const Margin* margins, bool wide, int64_t begin,
+       int64_t end, void* out, DType out_dtype, Findings* found, int64_t* kept, uint8_t* open) {
+      (wide ? speculate<double> : speculate<float>)(op, t, margins, begin, end, out, out_dtype,
+                                                    found, kept, open);
     },
     [](const Tile& t, bool wide, int64_t begin, int64_t end, const Bracket* brackets, int n,
        Counter* counters) {

@@ -7,6 +7,8 @@ namespace mergekern {
 constexpr int64_t kBlock = 4096;   // elements of one partial sum (backends/__init__.py: BLOCK)
 constexpr int64_t kChunk = 65536;  // elements of one piece of work, and of one in-range count
 
+inline int64_t pieces_of(int64_t numel) { return (numel + kChunk - 1) / kChunk; }
+
 struct Findings {
   uint8_t* non_finite;  // [1 + K]: the base, then the experts
   bool overflow;
@@ -25,6 +27,10 @@ struct Loops {
   const char* name;
   void (*fuse)(const FusedOp&, const Tile&, bool wide, int64_t begin, int64_t end, void* out,
                DType out_dtype, Findings*);
+  // kept: [K, 2, 2], is added to; open: one bit per element; without out, counts and marks alone
+  void (*speculate)(const FusedOp&, const Tile&, const Margin*, bool wide, int64_t begin,
+                    int64_t end, void* out, DType out_dtype, Findings*, int64_t* kept,
+                    uint8_t* open);
   void (*count)(const Tile&, bool wide, int64_t begin, int64_t end, const Bracket*, int brackets,
                 Counter*);
   void (*masked_sums)(const FusedOp&, const Tile&, bool wide, int64_t begin, int64_t end,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from mergekern import _C
-from mergekern.backends import BLOCK, CHUNK, Bracket, Counts
-from mergekern.fused import ExpertScalars, Findings, FusedOp, Tile
+from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation
+from mergekern.fused import ExpertScalars, Findings, FusedOp, Tile, Window
 
 _DTYPES = {
     torch.float64: _C.DType.f64,
@@ -50,16 +51,57 @@ class CpuBackend:
 
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
         _check(tile, op.work, deltas=op.rule == "task_vector")
-        if not out.is_contiguous() or out.numel() != tile.numel:
-            raise ValueError(f"{tile.tensor}: out must be {tile.numel} contiguous elements")
-        non_finite, overflow = _C.fuse(
+        _check_out(tile, out)
+        found = _C.fuse(
             self._how(op.work),
             _native(op),
             _inputs(tile, op.experts),
             out.data_ptr(),
             _DTYPES[out.dtype],
         )
-        return Findings(tuple(non_finite), overflow)
+        return Findings(tuple(found.non_finite), found.overflow)
+
+    def speculate(
+        self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None
+    ) -> Speculation:
+        _check(tile, op.work)
+        if op.rule != "task_vector" or len(margins) != len(tile.experts):
+            raise ValueError(f"{tile.tensor}: want a task_vector op, a margin for every expert")
+        if out is not None:
+            _check_out(tile, out)
+        kept = torch.zeros((len(margins), 2, 2), dtype=torch.int64)
+        marked = torch.empty(-(-tile.numel // 8), dtype=torch.uint8)
+        found = _C.speculate(
+            self._how(op.work),
+            _native(op),
+            _inputs(tile, op.experts),
+            [(_cuts(m.strict), _cuts(m.wide)) for m in margins],
+            0 if out is None else out.data_ptr(),
+            _C.DType.bf16 if out is None else _DTYPES[out.dtype],
+            kept.data_ptr(),
+            marked.data_ptr(),
+        )
+        return Speculation(Findings(tuple(found.non_finite), found.overflow), kept, marked)
+
+    def compact(self, tile: Tile, open_: torch.Tensor) -> tuple[torch.Tensor, Tile]:
+        _check_inputs(tile)
+        if open_.dtype != torch.uint8 or open_.numel() != -(-tile.numel // 8):
+            raise ValueError(f"{tile.tensor}: want one bit for each of {tile.numel} elements")
+        open_ = open_.contiguous()
+        starts = _C.open_starts(self.threads, open_.data_ptr(), tile.numel)
+        index = torch.empty(starts[-1], dtype=torch.int64)
+        base = None if tile.base is None else tile.base.new_empty(starts[-1])
+        experts = tuple(x.new_empty(starts[-1]) for x in tile.experts)
+        _C.compact(
+            self.threads,
+            _inputs(tile),
+            open_.data_ptr(),
+            starts,
+            index.data_ptr(),
+            0 if base is None else base.data_ptr(),
+            [x.data_ptr() for x in experts],
+        )
+        return index, Tile(tile.tensor, 0, base, experts)
 
     def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
         _check(tile, work)
@@ -116,13 +158,24 @@ def _check(tile: Tile, work: torch.dtype, *, deltas: bool = True) -> None:
         raise ValueError(
             f"{tile.tensor}: a tile starts at a multiple of {CHUNK}, not {tile.offset}"
         )
+    _check_inputs(tile)
+    if work != torch.float64 and torch.float64 in {
+        x.dtype for x in (tile.base, *tile.experts) if x is not None
+    }:
+        raise ValueError(f"{tile.tensor}: float64 inputs are computed in float64")
+
+
+def _check_inputs(tile: Tile) -> None:
     for tensor in (*tile.experts, *(() if tile.base is None else (tile.base,))):
         if not tensor.is_contiguous() or tensor.numel() != tile.numel:
             raise ValueError(f"{tile.tensor}: inputs must be {tile.numel} contiguous elements")
         if tensor.dtype not in _DTYPES or tensor.device.type != "cpu":
             raise ValueError(f"{tile.tensor}: cannot read {tensor.dtype} on {tensor.device}")
-        if tensor.dtype == torch.float64 and work != torch.float64:
-            raise ValueError(f"{tile.tensor}: float64 inputs are computed in float64")
+
+
+def _check_out(tile: Tile, out: torch.Tensor) -> None:
+    if not out.is_contiguous() or out.numel() != tile.numel:
+        raise ValueError(f"{tile.tensor}: out must be {tile.numel} contiguous elements")
 
 
 def _inputs(tile: Tile, scalars: tuple[ExpertScalars, ...] | None = None) -> _C.Inputs:
@@ -137,7 +190,6 @@ def _inputs(tile: Tile, scalars: tuple[ExpertScalars, ...] | None = None) -> _C.
 
 
 def _expert(tensor: torch.Tensor, scalars: ExpertScalars) -> _C.Expert:
-    window = scalars.window
     return _C.Expert(
         data=tensor.data_ptr(),
         dtype=_DTYPES[tensor.dtype],
@@ -145,9 +197,13 @@ def _expert(tensor: torch.Tensor, scalars: ExpertScalars) -> _C.Expert:
         coef=scalars.coef,
         vote=scalars.vote,
         share=scalars.share,
-        window=(window.lo, window.lo_last, window.hi, window.hi_last),
+        window=_cuts(scalars.window),
         keep_below=scalars.keep_below,
     )
+
+
+def _cuts(window: Window) -> tuple[int, int, int, int]:
+    return window.lo, window.lo_last, window.hi, window.hi_last
 
 
 def _native(op: FusedOp) -> _C.FusedOp:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import FLOATS, INTEGERS, KINDS, LENGTHS, ops, tile, tiles, work_of
+from cases import FLOATS, KINDS, LENGTHS, bits, ops, tile, tiles, work_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,10 +17,6 @@ from mergekern.fused import ExpertScalars, FusedOp, Tile, Window
 REFERENCE = ReferenceBackend()
 BACKENDS = [CpuBackend(threads=2, instruction_set=name) for name in instruction_sets()]
 GRID = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-def bits(x: torch.Tensor) -> torch.Tensor:
-    return x.view(INTEGERS[x.dtype.itemsize])
 
 
 def run(backend, op: FusedOp, t: Tile, dtype: torch.dtype):

@@ -18,6 +18,15 @@ KINDS = ("near", "bits", "equal", "denormal", "zeros")
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+def bits(x: torch.Tensor) -> torch.Tensor:
+    return x.view(INTEGERS[x.dtype.itemsize])
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal bit for bit, but for which NaN a NaN is."""
+    return bool(((bits(a) == bits(b)) | (a.isnan() & b.isnan())).all())
+
+
 def values(kind: str, base: torch.Tensor, dtype: torch.dtype, seed: int) -> torch.Tensor:
     """near: a fine-tune of base, with many ties; bits: any finite pattern; the rest as named."""
     g = torch.Generator().manual_seed(seed)

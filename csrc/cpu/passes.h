@@ -1,0 +1,44 @@
+// One operation over a whole tile: its pieces on threads, and what they found brought together.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "cpu/loops.h"
+
+namespace mergekern {
+
+struct How {
+  std::string isa;
+  int threads;
+  bool wide;
+};
+
+struct Found {
+  std::vector<int> non_finite;  // -1 the base, else the place of an expert
+  bool overflow = false;
+};
+
+Found fuse(const How&, const FusedOp&, const Tile&, void* out, DType out_dtype);
+
+// kept: [K, 2, 2], is added to; open: one bit per element; out may be null
+Found speculate(const How&, const FusedOp&, const Tile&, const Margin*, void* out, DType out_dtype,
+                int64_t* kept, uint8_t* open);
+
+// The elements whose bit is set: starts[piece] tells how many come before those of a piece, and
+// the last entry, behind all pieces, how many there are.
+std::vector<int64_t> open_starts(int threads, const uint8_t* open, int64_t numel);
+
+// Their places into `index`, their values into base and experts, at starts[piece] each.
+void compact(int threads, const Tile&, const uint8_t* open, const int64_t* starts, int64_t* index,
+             void* base, void* const* experts);
+
+// Adds to the tallies, [threads, bins], and to the counts per chunk; returns the counts above.
+std::vector<int64_t> count(const How&, const Tile&, const std::vector<Bracket>&,
+                           const std::vector<int64_t*>& tallies,
+                           const std::vector<int64_t*>& chunks);
+
+void masked_sums(const How&, const FusedOp&, const Tile&, double* out);
+void gram(const How&, const Tile&, double* out);
+void magnitudes(const How&, const Tile&, int expert, int64_t* out);
+
+}  // namespace mergekern

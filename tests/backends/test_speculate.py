@@ -1,0 +1,146 @@
+"""Speculation against the reference: outputs, counts and marks, on every instruction set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import FLOATS, KINDS, LENGTHS, STEP, bits, ops, same_bits, tile, tiles, windows
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mergekern.backends import CHUNK, Margin
+from mergekern.backends.cpu import CpuBackend, instruction_sets
+from mergekern.backends.reference import ReferenceBackend
+from mergekern.fused import EVERY_INDEX, ExpertScalars, FusedOp, Tile, Window
+
+REFERENCE = ReferenceBackend()
+BACKENDS = [CpuBackend(threads, name) for name in instruction_sets() for threads in (1, 3)]
+GRID = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def assert_same(op: FusedOp, t: Tile, margins: list[Margin], dtype: torch.dtype | None) -> None:
+    want_out = None if dtype is None else torch.full((t.numel,), 7.0, dtype=dtype)
+    want = REFERENCE.speculate(op, t, margins, want_out)
+    for backend in BACKENDS:
+        out = None if dtype is None else torch.full((t.numel,), 3.0, dtype=dtype)
+        got = backend.speculate(op, t, margins, out)
+        assert got.findings == want.findings
+        assert torch.equal(got.kept, want.kept), (backend.instruction_set, got.kept, want.kept)
+        assert torch.equal(got.open, want.open)
+        if out is not None:
+            assert same_bits(out, want_out)
+
+
+@st.composite
+def margins_of(draw: st.DrawFn, op: FusedOp, t: Tile) -> list[Margin]:
+    """Mostly the given window with other last indices, sometimes any other windows."""
+    places = st.one_of(
+        st.sampled_from([-1, EVERY_INDEX]),
+        st.integers(0, max(0, t.numel - 1)).map(lambda place: t.offset + place),
+    )
+
+    def shifted(window: Window) -> Window:
+        if draw(st.booleans()):
+            return draw(windows(t, op.work))
+        return replace(window, lo_last=draw(places), hi_last=draw(places))
+
+    return [
+        Margin(e.window, e.window)
+        if draw(st.booleans())
+        else Margin(shifted(e.window), shifted(e.window))
+        for e in op.experts
+    ]
+
+
+@GRID
+@given(data=st.data(), dtype=st.sampled_from([*FLOATS, None]))
+def test_speculate(data, dtype) -> None:
+    t = data.draw(tiles())
+    op = replace(data.draw(ops(t)), rule="task_vector")
+    assert_same(op, t, data.draw(margins_of(op, t)), dtype)
+
+
+@pytest.mark.parametrize("numel", LENGTHS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_length_of_the_common_case(numel: int, kind: str) -> None:
+    """bf16 ties: the cuts of three windows part only where their last indices lie apart."""
+    t = tile(numel, [torch.bfloat16] * 5, kind, seed=numel)
+    cut = 0x3A000000 if kind == "near" else 0
+    last = numel // 2
+    experts = tuple(ExpertScalars(i, 0.5, 0.5, 0.5, Window(cut, last + i)) for i in range(4))
+    margins = [Margin(Window(cut, last - 9), Window(cut, last + STEP)) for _ in experts]
+    assert_same(FusedOp("task_vector", experts, "mass", "mean"), t, margins, torch.bfloat16)
+
+
+@pytest.mark.parametrize("experts", [1, 4, 9])
+def test_cuts_apart_everywhere(experts: int) -> None:
+    t = tile(CHUNK + 77, [torch.bfloat16] * (experts + 1), "near", seed=experts)
+    rows = tuple(
+        ExpertScalars(i, 0.5, 0.5, window=Window(0x39800000, CHUNK // 3, 0x3A800000, 5))
+        for i in range(experts)
+    )
+    margin = Margin(Window(0x39A00000, 9, 0x3AA00000), Window(0x39600000, -1, 0x3A600000))
+    op = FusedOp("task_vector", rows, "mass", "mean")
+    assert_same(op, t, [margin] * experts, torch.bfloat16)
+    assert REFERENCE.speculate(op, t, [margin] * experts, None).open.count_nonzero() > 100
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_what_is_not_finite_counts_and_is_found(dtype: torch.dtype) -> None:
+    t = tile(2 * STEP + 3, [dtype] * 4, "near")
+    for place, value in ((0, torch.nan), (1, torch.inf), (2, -torch.inf)):
+        t.experts[place][STEP + place] = value
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    infinity = int(bits(torch.tensor([torch.inf], dtype=work)))
+    for cut in (infinity, infinity + 1, infinity - 1, 1):
+        window = Window(cut)
+        rows = tuple(ExpertScalars(i, 0.5, 0.5, window=window) for i in range(3))
+        margins = [Margin(Window(cut + 1), Window(cut - 1))] * 3
+        assert_same(FusedOp("task_vector", rows, "mass", work=work), t, margins, dtype)
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    t = tile(9 * CHUNK + 3, [torch.bfloat16] * 5, "near")
+    rows = tuple(ExpertScalars(i, 0.5, 0.5, window=Window(0x3A000000, 9000)) for i in range(4))
+    op = FusedOp("task_vector", rows, "mass", "mean")
+    margins = [Margin(Window(0x3A100000), Window(0x39F00000))] * 4
+    want_out = torch.empty(t.numel, dtype=torch.bfloat16)
+    want = CpuBackend(1).speculate(op, t, margins, want_out)
+    for threads in range(2, 9):
+        out = torch.empty_like(want_out)
+        got = CpuBackend(threads).speculate(op, t, margins, out)
+        assert torch.equal(got.kept, want.kept) and torch.equal(got.open, want.open)
+        assert same_bits(out, want_out)
+
+
+@GRID
+@given(data=st.data())
+def test_compact(data) -> None:
+    t = data.draw(tiles())
+    g = torch.Generator().manual_seed(data.draw(st.integers(0, 9)))
+    density = data.draw(st.sampled_from([0.0, 0.001, 0.3, 1.0]))
+    marks = torch.rand((-(-t.numel // 8), 8), generator=g) < density
+    open_ = (marks.int() << torch.arange(8)).sum(1).to(torch.uint8)
+    want_index, want = REFERENCE.compact(t, open_)
+    for backend in BACKENDS:
+        index, got = backend.compact(t, open_)
+        assert torch.equal(index, want_index)
+        assert (got.tensor, got.offset, got.numel) == (t.tensor, 0, len(index))
+        for mine, theirs in zip((got.base, *got.experts), (want.base, *want.experts), strict=True):
+            assert mine.dtype == theirs.dtype and same_bits(mine, theirs)
+
+
+def test_speculation_checks_what_it_is_given() -> None:
+    t = tile(9, [torch.float32] * 2, "near")
+    op = FusedOp("task_vector", (ExpertScalars(0, 1.0),))
+    backend, margin = BACKENDS[0], Margin(Window(), Window())
+    for wrong in (
+        lambda: backend.speculate(op, t, [], None),
+        lambda: backend.speculate(replace(op, rule="linear_combination"), t, [margin], None),
+        lambda: backend.speculate(op, t, [margin], torch.empty(8)),
+        lambda: backend.compact(t, torch.zeros(1, dtype=torch.uint8)),
+    ):
+        with pytest.raises(ValueError, match="w: "):
+            wrong()
