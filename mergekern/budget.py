@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergekern.backends import BLOCK, CHUNK, Backend
+from mergekern.counting import COUNTERS, MOST_BINS
 from mergekern.errors import BudgetError
 from mergekern.plan import Plan, Step
-from mergekern.counting import COUNTERS, MOST_BINS
-from mergekern.sampling import MOST
+from mergekern.sampling import most_open, sample_size
 from mergekern.sizes import format_size
 from mergekern.spec import Spec
 from mergekern.tiles import TILE_ALIGN
@@ -38,6 +38,7 @@ class MemoryEstimate:
     buffers: inputs read ahead, the unit in the kernel, outputs not written yet
     least:   the smallest max_memory that would do
     tile:    elements a backend may get at once, None for any number
+    open:    elements of a tensor whose outcome a guessed threshold leaves open
     """
 
     runtime: int
@@ -45,15 +46,17 @@ class MemoryEstimate:
     buffers: int
     least: int
     tile: int | None = None
+    open: int = 0
 
     @property
     def total(self) -> int:
-        return self.runtime + self.scratch + self.buffers
+        return self.runtime + self.scratch + self.buffers + self.open
 
     def __str__(self) -> str:
+        scratch = self.scratch + self.open
         return (
             f"{format_size(self.total)} at the peak: {format_size(self.runtime)} Python and torch, "
-            f"{format_size(self.buffers)} buffers, {format_size(self.scratch)} scratch; "
+            f"{format_size(self.buffers)} buffers, {format_size(scratch)} scratch; "
             f"at the least {format_size(self.least)}"
         )
 
@@ -83,8 +86,9 @@ def memory_estimate(
             f"{_mib(runtime)} for Python and torch, {_mib(scratch)} of scratch and "
             f"{_mib(least)} of buffers for tensors of this plan"
         )
-    buffers = min(room, max(least, _useful(plan, tile)))
-    return MemoryEstimate(runtime, scratch, buffers, runtime + scratch + least, tile)
+    open_ = min(_open(plan), (room - least) // 8)
+    buffers = min(room - open_, max(least, _useful(plan, tile)))
+    return MemoryEstimate(runtime, scratch, buffers, runtime + scratch + least, tile, open_)
 
 
 def unit_bytes(step: Step, elements: int, input_itemsize: float) -> int:
@@ -124,24 +128,50 @@ def _input_itemsize(plan: Plan) -> float:
 
 def _scratch(plan: Plan, tile: int | None, lanes: int) -> int:
     """Memory for threads and interpreter, for statistics, and for the backend."""
-    sums = kernel = chunks = numel = searches = 0
+    sums = kernel = chunks = selection = 0
     for step in plan.steps:
         experts = len(step.experts)
         if step.action == "merge":
             sums = max(sums, step.numel // BLOCK * 8 * experts * max(experts, 2) * 2)
         if step.spec is not None and step.spec.trims:
-            searches = max(searches, _searches(step.spec))
-            numel = max(numel, step.numel)
+            selection = max(selection, _selection(step, step.numel, lanes))
             chunks += step.numel // CHUNK * 8 * experts * 2
         if tile is not None:
             per_element = _REFERENCE_FIXED + _REFERENCE_EXPERT * experts
             kernel = max(kernel, min(step.numel, tile) * per_element)
     if plan.whole_model:
-        numel = sum(step.numel for step in plan.steps)
+        total = sum(step.numel for step in plan.steps)
+        selection = max(_selection(s, total, lanes) for s in plan.steps if s.spec is not None)
+    return MARGIN + sums + kernel + chunks + selection
+
+
+def _selection(step: Step, numel: int, lanes: int) -> int:
+    """What finding thresholds over `numel` elements takes: a sample, then what it leaves open or,
+    where it misled, counters."""
+    spec = step.spec
+    searches = 0 if spec is None else _searches(spec)
+    if not searches:
+        return 0
     bins = min(MOST_BINS, max(1 << 12, numel // 8))
-    tallies = min(COUNTERS, bins * lanes * searches) + 4 * bins if searches else 0
-    samples = min(MOST, numel) * (2 * searches + 4)
-    return MARGIN + sums + kernel + chunks + 8 * (tallies + samples)
+    tallies = 8 * (min(COUNTERS, bins * lanes * searches) + 4 * bins)
+    return max(tallies, sample_size(numel) * (12 * searches + 40))
+
+
+def open_element(step: Step) -> int:
+    """Bytes of an element that a guessed threshold leaves open: its values, and its place."""
+    return 24 + sum(step.work.itemsize for _ in step.inputs)
+
+
+def _open(plan: Plan) -> int:
+    """Bytes that open elements of one tensor, held in memory, may take."""
+    return max(
+        (
+            most_open(step.numel, _searches(step.spec)) * open_element(step)
+            for step in plan.steps
+            if step.spec is not None and step.spec.whole_tensor and step.spec.trims
+        ),
+        default=0,
+    )
 
 
 def _searches(spec: Spec) -> int:

@@ -20,7 +20,7 @@ from mergekern.keys import Key, Wanted, starts_of
 from mergekern.tiles import Part, Tensors
 
 MOST_BINS = 1 << 20
-COUNTERS = 1 << 23  # of all tallies together, 8 bytes each: the memory that a search may take
+COUNTERS = 1 << 22  # of all tallies together, 8 bytes each: the memory that a search may take
 
 
 @dataclass
@@ -85,7 +85,9 @@ def keys_by_counting(
 def _place(backend: Backend, tensors: Tensors, search: Search) -> int:
     """The place of the last of the `rank` largest."""
     wanted, number = search.wanted, 0
-    ties = [int(search.chunks[s.name].sum()) if s.name in search.chunks else 0 for s in tensors.steps]
+    ties = [
+        int(search.chunks[s.name].sum()) if s.name in search.chunks else 0 for s in tensors.steps
+    ]
     while wanted > ties[number]:
         wanted -= ties[number]
         number += 1
@@ -98,13 +100,11 @@ def _place(backend: Backend, tensors: Tensors, search: Search) -> int:
     part = Part(step, first, min(step.numel, first + CHUNK))
     ((_, tile),) = tensors.parts([part])
     bits = backend.magnitudes(tile, step.expert_index.index(search.expert), step.work)
-    ties = np.flatnonzero(bits.numpy() == search.magnitude)
-    return start + first + int(ties[wanted - 1])
+    tied = np.flatnonzero(bits.numpy() == search.magnitude)
+    return start + first + int(tied[wanted - 1])
 
 
-def _count(
-    backend: Backend, tensors: Tensors, work: torch.dtype, searches: list[Search]
-) -> None:
+def _count(backend: Backend, tensors: Tensors, work: torch.dtype, searches: list[Search]) -> None:
     """One pass over everything, counting for all searches at once."""
     numel = sum(step.numel for step in tensors.steps)
     most = min(MOST_BINS, COUNTERS // (backend.lanes * len(searches)), max(1 << 12, numel // 8))

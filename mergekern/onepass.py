@@ -16,13 +16,16 @@ from mergekern.trimming import start_trial, windows_after
 
 
 def merge_in_one_pass(
-    backend: Backend, tensors: Tensors, outs: Mapping[str, torch.Tensor]
+    backend: Backend,
+    tensors: Tensors,
+    outs: Mapping[str, torch.Tensor],
+    room: int | None = None,
 ) -> dict[str, Findings]:
     """Merge tensors whose specs trim (and are ranked over all of them together) into `outs`.
 
-    tensors: each in one tile. See trimming.merges_in_one_pass for the specs.
+    tensors: each in one tile. See trimming.merges_in_one_pass for the specs, Trial for `room`.
     """
-    trial = start_trial(backend, tensors)
+    trial = start_trial(backend, tensors, room=room)
     assert trial is not None, "nothing to trim"
     found: dict[str, Findings] = {}
     tiles: list[tuple[Step, Tile]] = []

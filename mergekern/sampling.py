@@ -17,7 +17,8 @@ from mergekern.tiles import Part, Tensors, numels_of
 
 SIGMAS = 4.5  # of the sampled rank; a guess that fails nevertheless costs another pass
 LEAST = 1 << 15  # elements that are sampled, and all of what has no more than that
-MOST = 1 << 21
+MOST = 1 << 20
+LEAST_RUNS = 16
 GOLDEN = 0.6180339887498949  # steps of it are spread evenly, and in step with no row of a matrix
 
 
@@ -31,6 +32,7 @@ def guess(
     starts = starts_of(tensors.steps)
     parts = sample_parts(tensors.steps, starts, tensors.stretch)
     experts = {expert for expert, _ in ranks}
+    narrow = np.int64 if work == torch.float64 else np.int32
     samples: dict[int, list[_Run]] = {expert: [] for expert in experts}
     begins = {id(step): start for step, start in zip(tensors.steps, starts, strict=False)}
     for group, tile in tensors.parts(parts):
@@ -39,11 +41,10 @@ def guess(
         places += begins[id(step)]
         for place, expert in enumerate(step.expert_index):
             if expert in experts:
-                bits = backend.magnitudes(tile, place, work).numpy()
+                bits = backend.magnitudes(tile, place, work).numpy().astype(narrow)
                 lengths = [part.numel for part in group]
                 samples[expert].append(_Run(bits, places, lengths))
-    numels = numels_of(tensors.steps)
-    bound = bound_of(work)
+    numels, bound = numels_of(tensors.steps), bound_of(work)
     joined = {expert: _join(runs) for expert, runs in samples.items()}
     return {
         wanted: _bracket(joined[wanted[0]], rank, numels[wanted[0]], bound)
@@ -51,16 +52,25 @@ def guess(
     }
 
 
-def sample_parts(steps: Sequence[Step], starts: Sequence[int], stretch: int) -> list[Part]:
-    """Runs of about `stretch` elements spread over all tensors; everything, if that is little.
+def sample_size(total: int) -> int:
+    """How many of `total` elements are sampled. The larger a sample, the fewer elements it leaves
+    open, so that the best size grows with the 2/3rd power."""
+    return min(total, max(int(2 * total ** (2 / 3)), LEAST), MOST)
 
-    A larger sample leaves fewer elements open: its best size grows with the 2/3rd power.
-    """
+
+def most_open(total: int, wanted: int) -> int:
+    """How many elements guesses of `wanted` keys may leave open: twice what is to be expected."""
+    expected = wanted * SIGMAS * total / max(1, sample_size(total)) ** 0.5
+    return min(total, int(2 * expected))
+
+
+def sample_parts(steps: Sequence[Step], starts: Sequence[int], stretch: int) -> list[Part]:
+    """Runs of about `stretch` elements spread over all tensors; everything, if that is little."""
     total = starts[-1]
-    wanted = min(max(int(2 * total ** (2 / 3)), LEAST), MOST)
-    if total <= wanted:
+    wanted = sample_size(total)
+    if total == wanted:
         return [Part(step, 0, step.numel) for step in steps if step.numel]
-    runs = max(16, wanted // stretch)
+    runs = max(LEAST_RUNS, wanted // stretch)
     length = wanted // runs
     found: list[Part] = []
     for run in range(runs):
@@ -88,7 +98,7 @@ class _Run:
 def _join(runs: Sequence[_Run]) -> _Run:
     if len(runs) == 1:
         return runs[0]
-    empty = np.zeros(0, np.int64)
+    empty = np.zeros(0, np.int32)
     return _Run(
         np.concatenate([empty, *(run.bits for run in runs)]),
         np.concatenate([empty, *(run.places for run in runs)]),

@@ -21,7 +21,7 @@ from mergekern.counting import Search, keys_by_counting
 from mergekern.fused import EVERY_INDEX, ExpertScalars, Findings, FusedOp, Tile, Window
 from mergekern.keys import LOWER, UPPER, Key, Wanted, bound_of, starts_of, windows_of
 from mergekern.plan import Step
-from mergekern.sampling import guess
+from mergekern.sampling import guess, most_open
 from mergekern.tiles import Part, Tensors, cut
 
 
@@ -85,7 +85,9 @@ class Bet:
 class Trial:
     """One pass over some tensors with guessed cuts.
 
-    by_index: equal magnitudes are told apart by their place; otherwise a cut has all or none.
+    by_index: equal magnitudes are told apart by their place; otherwise a cut has all or none
+    pieces:   where open elements go
+    room:     how many there may be; None for twice what is to be expected
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Trial:
         ranks: Mapping[Wanted, int],
         by_index: bool,
         pieces: Pieces | None = None,
+        room: int | None = None,
     ) -> None:
         self.steps = tensors.steps
         self.pieces: Pieces = [] if pieces is None else pieces
@@ -105,6 +108,8 @@ class Trial:
         self._sizes: list[tuple[Step, int]] = []  # of the pieces
         self._work = self.steps[0].work
         self.lost = False
+        total = sum(step.numel for step in self.steps)
+        self._room = most_open(total, len(ranks)) if room is None else room
         found = guess(backend, tensors, self._work, ranks)
         self.bets = {wanted: Bet(rank, *found[wanted]) for wanted, rank in ranks.items()}
 
@@ -128,7 +133,11 @@ class Trial:
             reach_key, reach_cut = found.kept[place, side].tolist()
             self.bets[wanted].reach_key += reach_key
             self.bets[wanted].reach_cut += reach_cut
+        if self.lost:
+            return
         index, values = self._backend.compact(tile, found.open)
+        self._room -= index.numel()
+        self.lost = self._room < 0
         if index.numel():
             self._sizes.append((step, index.numel()))
             self.pieces.append(Piece(step, index + tile.offset, values))
@@ -140,7 +149,9 @@ class Trial:
             self.add(step, tile, self._backend.speculate(op, tile, self.margins(step), None))
 
     def verdict(self) -> dict[Wanted, Key] | None:
-        """The exact keys; None when a bet was lost."""
+        """The exact keys; None when a bet was lost, or left too much open."""
+        if self.lost:
+            return None
         reached, between = self._open_ones()
         self.lost = not all(bet.won(between[wanted]) for wanted, bet in self.bets.items())
         if self.lost:

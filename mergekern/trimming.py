@@ -42,10 +42,12 @@ def merges_in_one_pass(spec: Spec) -> bool:
     return spec.trims and not (drops or kept_whole or spec.whole_tensor_sums)
 
 
-def start_trial(backend: Backend, tensors: Tensors, pieces: Pieces | None = None) -> Trial | None:
-    """Guessed windows of trimmed tensors; None where nothing is trimmed."""
+def start_trial(
+    backend: Backend, tensors: Tensors, pieces: Pieces | None = None, room: int | None = None
+) -> Trial | None:
+    """Guessed windows of trimmed tensors; None where nothing is trimmed. See Trial for the rest."""
     ranks, by_index = _ranks(tensors.steps)
-    return Trial(backend, tensors, ranks, by_index, pieces) if ranks else None
+    return Trial(backend, tensors, ranks, by_index, pieces, room) if ranks else None
 
 
 def windows_after(backend: Backend, tensors: Tensors, trial: Trial) -> Windows:

@@ -2,43 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from cases import tile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mergekern import selection
+from mergekern import speculation
 from mergekern.backends import get_backend
 from mergekern.backends.cpu import CpuBackend
 from mergekern.backends.reference import ReferenceBackend, block_sums, coins, trim
 from mergekern.fused import Tile
+from mergekern.keys import Key
 from mergekern.plan import Input, Step
-from mergekern.sources import Resident, cut, sample_ranges
+from mergekern.sources import Resident
 from mergekern.spec import Spec
-from mergekern.statistics import kept_ranks, model_windows, resolve
-from mergekern.tiles import TILE_ALIGN
+from mergekern.statistics import resolve
+from mergekern.tiles import TILE_ALIGN, cut
+from mergekern.trimming import (
+    counted_windows,
+    exact_windows,
+    kept_ranks,
+    start_trial,
+    windows_after,
+)
 
 BACKEND = get_backend("cpu")
 
 
 class Tiled:
-    """A source in several tiles, as a tensor larger than the budget is read."""
+    """Tensors in several tiles, as those larger than the budget are read."""
 
-    def __init__(self, step: Step, whole: Tile, length: int) -> None:
-        self.step, self.whole, self.length, self.reads = step, whole, length, 0
+    stretch = 1000
+
+    def __init__(self, tensors: Sequence[tuple[Step, Tile]], length: int) -> None:
+        self.steps = [step for step, _ in tensors]
+        self.whole, self.length, self.reads = {id(pair[0]): pair for pair in tensors}, length, 0
 
     def tiles(self):
         self.reads += 1
-        for start in range(0, self.whole.numel, self.length):
-            yield cut(self.whole, start, min(self.whole.numel, start + self.length))
+        for step in self.steps:
+            for start in range(0, step.numel, self.length):
+                stop = min(step.numel, start + self.length)
+                yield step, cut(self.whole[id(step)][1], start, stop)
 
-    def part(self, start: int, stop: int) -> Tile:
-        return cut(self.whole, start, stop)
-
-    def sample(self, share: float, run: int):
-        for start, stop in sample_ranges(self.step.numel, share, run):
-            yield cut(self.whole, start, stop)
+    def parts(self, parts):
+        for part in parts:
+            tile = cut(self.whole[id(part.step)][1], part.start, part.stop)
+            yield [part], Tile(tile.tensor, 0, tile.base, tile.experts)
 
 
 def spec_of(experts: int, **changes) -> Spec:
@@ -47,14 +60,18 @@ def spec_of(experts: int, **changes) -> Spec:
     return Spec(rule="task_vector", weight=row, **(defaults | changes))
 
 
-def source_of(t: Tile, spec: Spec, name: str = "w", length: int = 0, work=torch.float32):
+def tensors_of(tiles: list[Tile], spec: Spec, length: int = 0, work=torch.float32):
+    pairs = [step_of(t, spec, f"w{i}", work) for i, t in enumerate(tiles)]
+    return Tiled(pairs, length) if length else Resident(pairs)
+
+
+def step_of(t: Tile, spec: Spec, name: str, work: torch.dtype):
     experts = tuple(Input(i + 1, name) for i in range(len(t.experts)))
     places = tuple(range(len(t.experts)))
     step = Step(
         name, "merge", torch.float32, (t.numel,), Input(0, name), experts, places, work, spec
     )
-    t = Tile(name, 0, t.base, t.experts)
-    return Tiled(step, t, length) if length else Resident(step, t)
+    return step, Tile(name, 0, t.base, t.experts)
 
 
 def sorted_mask(d: torch.Tensor, density: float, gamma: float, ties: str) -> torch.Tensor:
@@ -92,7 +109,7 @@ def test_trimming_keeps_what_a_sort_keeps(numel, kind, dtype, density, gamma, ti
     t = tile(numel, [dtype] * 3, kind, seed=numel)
     work = torch.float64 if dtype == torch.float64 else torch.float32
     spec = spec_of(2, density=(density, 0.3), gamma=(gamma, 0.0), ties=ties)
-    op = resolve(BACKEND, source_of(t, spec, length=length, work=work), None)
+    op = resolve(BACKEND, tensors_of([t], spec, length, work))
     for place in (0, 1):
         d = t.experts[place].to(work) - t.base.to(work)
         if not d.isfinite().all() or spec.density[place] == 1:
@@ -109,8 +126,7 @@ def test_trimming_keeps_what_a_sort_keeps(numel, kind, dtype, density, gamma, ti
 def test_model_scope_ranks_over_all_tensors(ties: str, gamma: float, length: int) -> None:
     spec = spec_of(2, density=(0.2, 0.4), gamma=(gamma, gamma), scope="model", ties=ties)
     parts = [tile(n, [torch.bfloat16] * 3, "near", seed=n) for n in (70_000, 0, 5, 300_000, 999)]
-    sources = [source_of(t, spec, f"w{i}", length) for i, t in enumerate(parts)]
-    windows = model_windows(BACKEND, sources)
+    windows = exact_windows(BACKEND, tensors_of(parts, spec, length))
     for place in (0, 1):
         deltas = [t.experts[place].float() - t.base.float() for t in parts]
         want = sorted_mask(torch.cat(deltas), spec.density[place], gamma, ties)
@@ -118,32 +134,45 @@ def test_model_scope_ranks_over_all_tensors(ties: str, gamma: float, length: int
         assert torch.equal(torch.cat(got), want)
 
 
-def test_a_failed_bracket_is_noticed_and_widened(monkeypatch: pytest.MonkeyPatch) -> None:
-    t = tile(300_000, [torch.float32] * 2, "near")
-    want = resolve(BACKEND, source_of(t, spec_of(1, density=(0.2,))), None)
-    for guess in [(0, 1), (1, 2), (0x7F000000, 0x7F000001)]:
+WRONG = {
+    "above": lambda high, low: (Key(high.magnitude + 9, 5), Key(high.magnitude + 8, 7)),
+    "below": lambda high, low: (Key(low.magnitude - 8, 5), Key(low.magnitude - 9, 7)),
+    "place": lambda high, low: (Key(low.magnitude, -1), Key(low.magnitude, -1)),
+}
 
-        def wrong(backend, sources, work, searches, guess=guess) -> None:
-            for search in searches:
-                search.guess = guess
 
-        monkeypatch.setattr(selection, "_guess", wrong)
-        assert resolve(BACKEND, source_of(t, spec_of(1, density=(0.2,))), None) == want
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("ties", ["index", "keep"])
+def test_a_lost_bet_is_noticed_and_counted(wrong: str, ties: str, monkeypatch) -> None:
+    t = tile(300_000, [torch.bfloat16] * 2, "near")
+    tensors = tensors_of([t], spec_of(1, density=(0.2,), ties=ties))
+    want = exact_windows(BACKEND, tensors)
+    assert want == counted_windows(BACKEND, tensors)
+    honest = speculation.guess
+
+    def mislead(*arguments):
+        return {wanted: WRONG[wrong](*keys) for wanted, keys in honest(*arguments).items()}
+
+    monkeypatch.setattr(speculation, "guess", mislead)
+    trial = start_trial(BACKEND, tensors)
+    trial.scan(tensors)
+    assert windows_after(BACKEND, tensors, trial) == want
+    assert trial.lost or (wrong, ties) == ("place", "keep")
 
 
 @pytest.mark.parametrize(("dtype", "ties"), [(torch.bfloat16, "index"), (torch.float32, "keep")])
-def test_one_count_suffices(dtype: torch.dtype, ties: str) -> None:
+def test_one_pass_suffices(dtype: torch.dtype, ties: str) -> None:
     t = tile(9_000_000, [dtype] * 2, "near")
-    source = source_of(t, spec_of(1, density=(0.2,), ties=ties), length=64 * TILE_ALIGN)
-    resolve(BACKEND, source, None)
-    assert source.reads == 1
+    tensors = tensors_of([t], spec_of(1, density=(0.2,), ties=ties), 64 * TILE_ALIGN)
+    assert exact_windows(BACKEND, tensors)
+    assert tensors.reads == 1
 
 
 def test_backends_agree_on_the_op() -> None:
     t = tile(150_000, [torch.bfloat16] * 3, "near")
     for changes in ({"density": (0.2, 0.7)}, {"keep": (0.2, 0.7), "rescale": "l1"}):
         ops = [
-            resolve(backend, source_of(t, spec_of(2, **changes), length=length), None)
+            resolve(backend, tensors_of([t], spec_of(2, **changes), length))
             for backend in (ReferenceBackend(), CpuBackend(1), CpuBackend(3))
             for length in (0, TILE_ALIGN)
         ]
@@ -153,7 +182,7 @@ def test_backends_agree_on_the_op() -> None:
 def test_l1_rescale_restores_the_sum_of_magnitudes() -> None:
     t = tile(100_000, [torch.bfloat16] * 2, "near")
     spec = spec_of(1, keep=(0.3,), rescale="l1", seed=5)
-    op = resolve(BACKEND, source_of(t, spec), None)
+    op = resolve(BACKEND, tensors_of([t], spec))
     d = t.experts[0].float() - t.base.float()
     coin = coins(5, op.name_hash, 0, torch.arange(d.numel())) < int(0.3 * 2**32)
     before, after = block_sums(d.abs()).sum(), block_sums((d * coin).abs()).sum()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergekern.sources import sample_ranges
 from mergekern.stream import Arena
-from mergekern.tiles import TILE_ALIGN
 from mergekern.units import Coverage
 
 ARENA = Arena(1 << 20)
@@ -56,13 +53,3 @@ def test_coverage(ranges: list[tuple[str, int, int]], start: int, length: int) -
     }
     assert all(first < last for first, last in missing)
     assert missing == sorted(missing)
-
-
-@given(st.integers(0, 5_000_000), st.floats(0, 1), st.sampled_from([1, 1000, 4096]))
-def test_samples(numel: int, share: float, run: int) -> None:
-    ranges = sample_ranges(numel, share, run)
-    size = sum(stop - start for start, stop in ranges)
-    assert size <= numel
-    assert share < 1 or size == numel
-    assert all(start % TILE_ALIGN == 0 and start < stop <= numel for start, stop in ranges)
-    assert all(a[1] <= b[0] for a, b in pairwise(ranges))

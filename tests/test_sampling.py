@@ -1,0 +1,63 @@
+"""Guesses from samples: spread over everything, and right about the keys they bracket."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from cases import tile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mergekern.backends import get_backend
+from mergekern.keys import LOWER, Key, starts_of
+from mergekern.plan import Input, Step
+from mergekern.sampling import LEAST, MOST, guess, sample_parts
+from mergekern.sources import Resident
+
+BACKEND = get_backend("cpu")
+
+
+def step(name: str, numel: int) -> Step:
+    model = Input(0, name)
+    return Step(name, "merge", torch.float32, (numel,), model, (Input(1, name),), (0,))
+
+
+@settings(deadline=None)
+@given(
+    numels=st.lists(st.sampled_from([0, 1, 999, 65_536, 5_000_000]), min_size=1, max_size=9),
+    stretch=st.sampled_from([64, 2048, 1 << 16]),
+)
+def test_a_sample_is_spread_over_all_tensors(numels: list[int], stretch: int) -> None:
+    steps = [step(f"w{i}", numel) for i, numel in enumerate(numels)]
+    starts = starts_of(steps)
+    begin = {s.name: start for s, start in zip(steps, starts, strict=False)}
+    parts = sample_parts(steps, starts, stretch)
+    assert all(0 <= p.start < p.stop <= p.step.numel for p in parts)
+    places = [(begin[p.step.name] + p.start, begin[p.step.name] + p.stop) for p in parts]
+    assert all(a[1] <= b[0] for a, b in pairwise(places))
+    size, total = sum(p.numel for p in parts), sum(numels)
+    if total <= LEAST:
+        assert size == total
+    else:
+        assert min(total, LEAST) * 0.9 <= size <= MOST
+        widest = max(b[0] - a[1] for a, b in pairwise([(0, 0), *places, (total, total)]))
+        assert widest < total / 7
+
+
+@pytest.mark.parametrize("kind", ["near", "equal"])
+@pytest.mark.parametrize("share", [0.001, 0.2, 0.9, 1.0])
+def test_the_wanted_key_lies_between_the_guesses(kind: str, share: float) -> None:
+    t = tile(2_000_000, [torch.bfloat16] * 2, kind, seed=3)
+    bits = BACKEND.magnitudes(t, 0, torch.float32).numpy()
+    rank = max(1, int(share * bits.size))
+    order = np.argsort(-bits, kind="stable")
+    want = Key(int(bits[order[rank - 1]]), int(order[rank - 1]))
+    tensors = Resident([(step("w", t.numel), t)])
+    ((high, low),) = guess(BACKEND, tensors, torch.float32, {(0, LOWER): rank}).values()
+    assert (-high.magnitude, high.place) <= (-want.magnitude, want.place)
+    assert (-want.magnitude, want.place) <= (-low.magnitude, low.place)
+    between = np.sum(bits > low.magnitude) - np.sum(bits > high.magnitude)
+    assert between < 0.1 * bits.size
