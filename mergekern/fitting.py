@@ -124,8 +124,8 @@ class Fitting:
         if self.mismatch == "error":
             model, info = next(iter(held.items()))
             raise MismatchError(
-                f"tensor {info.name}: model {self.labels[model]} has it, {list(info.shape)}, and the "
-                f"base {base} lacks it; --mismatch base or --mismatch skip-model leaves it out"
+                f"tensor {info.name}: model {self.labels[model]} has it, {list(info.shape)}, and "
+                f"the base {base} lacks it; --mismatch base or --mismatch skip-model leaves it out"
             )
         return [(model, info.name, f"the base {base} lacks it") for model, info in held.items()]
 

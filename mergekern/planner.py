@@ -13,6 +13,7 @@ import torch
 
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.layout import lay_out
+from mergekern.collector import collector_paused
 from mergekern.errors import MismatchError
 from mergekern.fitting import Fitting, Gone, Mismatch
 from mergekern.plan import Dropped, Input, Plan, Step
@@ -22,6 +23,7 @@ from mergekern.tied import Names, match_names
 SHARD_BYTES = 5_000_000_000
 
 
+@collector_paused()
 def build_plan(
     recipe: Recipe,
     checkpoints: Sequence[Checkpoint],
