@@ -16,7 +16,7 @@ from mergekern.spec import Spec
 from mergekern.tied import VOCABULARY
 
 Mismatch = Literal["error", "base", "skip-model"]
-Held = Mapping[int, tuple[str, TensorInfo]]  # model -> its stored name and tensor
+Held = Mapping[int, TensorInfo]  # by model; a tied tensor may be stored under another name
 Gone = list[tuple[int, str, str]]  # model, stored name, reason
 
 # Config fields that give tensors of the same shapes another meaning; and those that a fine-tune may
@@ -46,6 +46,8 @@ class Fitting:
         self.base = None if recipe.base is None else place[id(recipe.base)]
         self.donor = self.base or 0
         self.expert_of = {place[id(source)]: k for k, source in enumerate(recipe.experts)}
+        self._by_places: dict[tuple[int, ...], Spec] = {}
+        self._specs: dict[Spec, Spec] = {AS_IS: AS_IS}
         self._check_option()
         self._check_architectures(checkpoints)
 
@@ -100,15 +102,17 @@ class Fitting:
             for model in range(len(self.labels))
             if (fault := self._fault(name, held, model, like))
         }
-        if misfits and self.mismatch == "error":
+        if not misfits:
+            return self._step(name, held, like, ""), []
+        if self.mismatch == "error":
             raise MismatchError(self._complaint(name, held, misfits))
         fit = {model: held[model] for model in held if model not in misfits}
         why = "; ".join(f"{self.labels[model]} {fault}" for model, fault in misfits.items())
-        if misfits and self.mismatch == "base":
+        if self.mismatch == "base":
             fit = {like: held[like]}
         gone = [
-            (model, stored, misfits.get(model, f"the base's is taken, because {why}"))
-            for model, (stored, _) in held.items()
+            (model, info.name, misfits.get(model, f"the base's is taken, because {why}"))
+            for model, info in held.items()
             if model not in fit
         ]
         return self._step(name, fit, like, why), gone
@@ -118,18 +122,19 @@ class Fitting:
         assert self.base is not None
         base = self.labels[self.base]
         if self.mismatch == "error":
-            model, (stored, info) = next(iter(held.items()))
+            model, info = next(iter(held.items()))
             raise MismatchError(
-                f"tensor {stored}: model {self.labels[model]} has it, {list(info.shape)}, and the "
-                f"base {base} lacks it; --mismatch base or --mismatch skip-model leaves it out"
+                f"tensor {info.name}: model {self.labels[model]} has it, {list(info.shape)}, and "
+                f"the base {base} lacks it; --mismatch base or --mismatch skip-model leaves it out"
             )
-        return [(model, stored, f"the base {base} lacks it") for model, (stored, _) in held.items()]
+        return [(model, info.name, f"the base {base} lacks it") for model, info in held.items()]
 
     def _fault(self, name: str, held: Held, model: int, like: int) -> str:
         """Why a model's tensor does not fit, "" when it does."""
         if model not in held:
             return "lacks it"
-        info, want, other = held[model][1], held[like][1], self.labels[like]
+        info, want = held[model], held[like]
+        other = self.labels[like]
         if info.shape != want.shape:
             vocabulary = name in VOCABULARY and info.shape[1:] == want.shape[1:]
             hint = " (vocabularies of different size)" if vocabulary else ""
@@ -141,7 +146,7 @@ class Fitting:
     def _complaint(self, name: str, held: Held, misfits: Mapping[int, str]) -> str:
         model, fault = next(iter(misfits.items()))
         if model not in held:
-            have, (_, info) = next(iter(held.items()))
+            have, info = next(iter(held.items()))
             fault += f", {self.labels[have]} has it with shape {list(info.shape)}"
         options = "--mismatch skip-model merges the models that fit"
         if self.base is not None:
@@ -150,7 +155,7 @@ class Fitting:
 
     def _step(self, name: str, fit: Held, like: int, why: str) -> Step:
         """The step over the models that fit; a base that stands alone is taken as it is."""
-        info = fit[like][1]
+        info = fit[like]
         alone = len(fit) == 1 and (self.deltas or self.mismatch == "base")
         dtype = self.recipe.out_dtype or self.recipe.dtype or info.dtype
         keep = dtype == info.dtype or info.dtype not in MERGEABLE
@@ -162,7 +167,7 @@ class Fitting:
                 dtype=info.dtype,
                 shape=info.shape,
                 base=None,
-                experts=tuple(Input(model, stored) for model, (stored, _) in fit.items()),
+                experts=tuple(Input(model, info.name) for model, info in fit.items()),
                 expert_index=tuple(range(len(fit))),
                 note=note,
             )
@@ -174,21 +179,28 @@ class Fitting:
             action="merge",
             dtype=dtype,
             shape=info.shape,
-            base=Input(like, fit[like][0]) if self.deltas and not alone else None,
-            experts=tuple(Input(model, fit[model][0]) for model in experts),
+            base=Input(like, info.name) if self.deltas and not alone else None,
+            experts=tuple(Input(model, fit[model].name) for model in experts),
             expert_index=places,
-            work=work_dtype([info.dtype for _, info in fit.values()]),
-            spec=AS_IS if alone else self.recipe.spec(name, places),
+            work=work_dtype([info.dtype for info in fit.values()]),
+            spec=AS_IS if alone else self._spec(name, places),
             note=f"{self.labels[like]} alone: {why}" if alone else why or self._lent(name, fit),
         )
 
+    def _spec(self, name: str, places: tuple[int, ...]) -> Spec:
+        """The spec of the experts at these places; one object for all tensors with an equal one."""
+        if places not in self._by_places:
+            spec = self.recipe.spec(name, places)
+            self._by_places[places] = self._specs.setdefault(spec, spec)
+        return self._by_places[places]
+
     def _lent(self, name: str, fit: Held) -> str:
         """Which models give a tensor of another name, to which theirs of this name is tied."""
-        lent = {model: stored for model, (stored, _) in fit.items() if stored != name}
+        lent = {model: info.name for model, info in fit.items() if info.name != name}
         return "; ".join(f"{self.labels[model]} gives {stored}" for model, stored in lent.items())
 
     def _check_mergeable(self, name: str, fit: Held) -> None:
-        for model, (_, info) in fit.items():
+        for model, info in fit.items():
             if info.dtype not in MERGEABLE:
                 raise MismatchError(
                     f"tensor {name}: model {self.labels[model]} has dtype "

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -22,20 +22,20 @@ from mergekern.report import plan_text
 from mergekern.spec import Spec
 
 
-@dataclass(frozen=True)
-class Input:
+class Input(NamedTuple):
     """One tensor of one model: `model` indexes the plan's models, `name` is its name there."""
 
     model: int
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Step:
     """One output tensor.
 
     merge: a fused op over base and experts. `expert_index[j]` is the place of experts[j] among the
-           recipe's experts, which names its coin and its model-scope threshold.
+           recipe's experts, which names its coin and its model-scope threshold. Steps of one plan
+           with equal specs share one object.
     copy:  the bytes of experts[0]; the other experts must hold equal bytes (discrete tensors).
     """
 
@@ -49,27 +49,35 @@ class Step:
     work: torch.dtype = torch.float32
     spec: Spec | None = None
     note: str = ""
+    numel: int = field(init=False, repr=False, compare=False)
+    nbytes: int = field(init=False, repr=False, compare=False)
 
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * self.dtype.itemsize
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "numel", math.prod(self.shape))
+        object.__setattr__(self, "nbytes", self.numel * self.dtype.itemsize)
 
     @property
     def inputs(self) -> tuple[Input, ...]:
         """Everything the step reads: the base, if any, then the experts."""
         return self.experts if self.base is None else (self.base, *self.experts)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
-        return asdict(self) | {"dtype": dtype_name(self.dtype), "work": dtype_name(self.work)}
+    def to_dict(self, spec: int | None) -> dict[str, Any]:
+        """Plain data, ready for JSON; spec: the number of the step's, None for copies."""
+        return {
+            "name": self.name,
+            "action": self.action,
+            "dtype": dtype_name(self.dtype),
+            "shape": self.shape,
+            "base": self.base,
+            "experts": self.experts,
+            "expert_index": self.expert_index,
+            "work": dtype_name(self.work),
+            "spec": spec,
+            "note": self.note,
+        }
 
 
-@dataclass(frozen=True)
-class Dropped:
+class Dropped(NamedTuple):
     """An input tensor that no step reads, and why."""
 
     model: str
@@ -115,10 +123,16 @@ class Plan:
     def __str__(self) -> str:
         return plan_text(self)
 
+    @cached_property
+    def specs(self) -> tuple[Spec, ...]:
+        """Every spec that steps share, in the order of their first use."""
+        found = {id(step.spec): step.spec for step in self.steps}
+        return tuple(spec for spec in found.values() if spec is not None)
+
     @property
     def whole_model(self) -> bool:
         """True when a number of the whole model is needed before any tensor can be merged."""
-        return any(step.spec is not None and step.spec.whole_model for step in self.steps)
+        return any(spec.whole_model for spec in self.specs)
 
     @property
     def passes(self) -> int:
@@ -133,8 +147,9 @@ class Plan:
         """Plain data, ready for JSON: all that decides the output's bytes, and nothing else.
 
         Model labels are part of it, since fingerprints are of headers, which fine-tunes of one base
-        have in common.
+        have in common. Steps name their spec by its number in `specs`.
         """
+        numbers = {id(spec): number for number, spec in enumerate(self.specs)}
         return {
             "method": self.method,
             "parameters": dict(self.parameters),
@@ -143,11 +158,12 @@ class Plan:
             "base": self.base,
             "donor": self.donor,
             "fingerprints": [dict(files) for files in self.fingerprints],
-            "steps": [step.to_dict() for step in self.steps],
+            "specs": [asdict(spec) for spec in self.specs],
+            "steps": [step.to_dict(numbers.get(id(step.spec))) for step in self.steps],
             "shards": [_shard_dict(shard) for shard in self.shards],
             "out_dtype": None if self.out_dtype is None else dtype_name(self.out_dtype),
             "aliases": dict(self.aliases),
-            "dropped": [asdict(dropped) for dropped in self.dropped],
+            "dropped": list(self.dropped),
         }
 
     @cached_property

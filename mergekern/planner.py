@@ -13,15 +13,17 @@ import torch
 
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.layout import lay_out
+from mergekern.collector import collector_paused
 from mergekern.errors import MismatchError
 from mergekern.fitting import Fitting, Gone, Mismatch
-from mergekern.plan import Dropped, Plan, Step
+from mergekern.plan import Dropped, Input, Plan, Step
 from mergekern.recipe import Recipe
 from mergekern.tied import Names, match_names
 
 SHARD_BYTES = 5_000_000_000
 
 
+@collector_paused()
 def build_plan(
     recipe: Recipe,
     checkpoints: Sequence[Checkpoint],
@@ -41,7 +43,7 @@ def build_plan(
     """
     fitting = Fitting(recipe, checkpoints, mismatch)
     names = match_names(checkpoints, fitting.donor, share)
-    steps, gone = _decide_all(fitting, names, checkpoints)
+    steps, gone = _decide_all(fitting, names)
     steps = _widen(steps, recipe.dtype)
     return Plan(
         method=recipe.method.name,
@@ -61,19 +63,14 @@ def build_plan(
     )
 
 
-def _decide_all(
-    fitting: Fitting, names: Names, checkpoints: Sequence[Checkpoint]
-) -> tuple[list[Step], Gone]:
+def _decide_all(fitting: Fitting, names: Names) -> tuple[list[Step], Gone]:
     """Every output tensor's step and what is left out; all faults are counted in one error."""
     steps: list[Step] = []
     gone: Gone = list(names.left_out)
     faults: list[str] = []
+    each = tuple(enumerate(names.stored))
     for name in _output_order(names.stored, fitting.donor):
-        held = {
-            model: (stored[name], checkpoints[model].tensors[stored[name]])
-            for model, stored in enumerate(names.stored)
-            if name in stored
-        }
+        held = {model: stored[name] for model, stored in each if name in stored}
         try:
             step, left_out = fitting.decide(name, held)
         except MismatchError as fault:
@@ -88,7 +85,7 @@ def _decide_all(
     return steps, gone
 
 
-def _output_order(stored: Sequence[Mapping[str, str]], donor: int) -> list[str]:
+def _output_order(stored: Sequence[Mapping[str, TensorInfo]], donor: int) -> list[str]:
     """The donor's tensors in the order of its file, then what only others have."""
     everyone = [stored[donor], *stored]
     return list(dict.fromkeys(name for names in everyone for name in names))
@@ -96,10 +93,10 @@ def _output_order(stored: Sequence[Mapping[str, str]], donor: int) -> list[str]:
 
 def _dropped(labels: Sequence[str], steps: Sequence[Step], gone: Gone) -> tuple[Dropped, ...]:
     """What no step reads; a tensor that serves two names may be left out of one and read by one."""
-    read = {(given.model, given.name) for step in steps for given in step.inputs}
+    read = {given for step in steps for given in step.inputs}
     reasons: dict[tuple[int, str], str] = {}
     for model, stored, reason in gone:
-        if (model, stored) not in read:
+        if Input(model, stored) not in read:
             reasons.setdefault((model, stored), reason)
     return tuple(Dropped(labels[model], name, why) for (model, name), why in reasons.items())
 

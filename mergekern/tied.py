@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mergekern.checkpoint.base import Checkpoint
+from mergekern.checkpoint.base import Checkpoint, TensorInfo
+
+Stored = dict[str, TensorInfo]
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,12 @@ VOCABULARY = frozenset(name for tie in TIES for name in (tie.original, tie.copy)
 class Names:
     """Which stored tensor each model gives for an output name.
 
-    stored:   per model, output name -> stored name, in file order
+    stored:   per model, output name -> stored tensor, in file order
     aliases:  output name -> the output name whose storage it shares
     left_out: (model, stored name, reason)
     """
 
-    stored: tuple[dict[str, str], ...]
+    stored: tuple[Stored, ...]
     aliases: Mapping[str, str]
     left_out: tuple[tuple[int, str, str], ...]
 
@@ -66,10 +68,7 @@ def match_names(checkpoints: Sequence[Checkpoint], donor: int, share: bool) -> N
     share: names of one storage stay so in the result. Files hold no such names: there only what
            the config ties is left out, or a model that ties nothing would load with a part missing.
     """
-    stored = tuple(
-        {name: name for name in (*checkpoint.tensors, *checkpoint.shared)}
-        for checkpoint in checkpoints
-    )
+    stored = tuple(dict(checkpoint.tensors) for checkpoint in checkpoints)
     left_out: list[tuple[int, str, str]] = []
     aliases = _common_aliases(checkpoints, donor) if share else {}
     for names in stored:
@@ -101,7 +100,7 @@ def _common_aliases(checkpoints: Sequence[Checkpoint], donor: int) -> dict[str, 
 
 
 def _apply(
-    tie: Tie, checkpoints: Sequence[Checkpoint], stored: tuple[dict[str, str], ...], donor: int
+    tie: Tie, checkpoints: Sequence[Checkpoint], stored: Sequence[Stored], donor: int
 ) -> list[tuple[int, str, str]]:
     donor_tied = tie.original in stored[donor] and _tied(tie, checkpoints[donor])
     donor_has_copy = tie.copy in stored[donor]

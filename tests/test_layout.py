@@ -9,7 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "mergekern"
 ORDER = (
-    *("errors", "version", "sizes", "dtypes", "_C", "fused", "spec", "methods", "recipe"),
+    *(
+        "errors",
+        "version",
+        "sizes",
+        "dtypes",
+        "collector",
+        "_C",
+        "fused",
+        "spec",
+        "methods",
+        "recipe",
+    ),
     *("checkpoint", "report", "plan", "tied", "fitting", "planner", "lock", "card", "progress"),
     *("backends", "tiles", "keys", "counting", "sampling", "speculation", "trimming"),
     *("statistics", "onepass"),

@@ -20,6 +20,8 @@ from mergekern.errors import CheckpointError
 
 PREFIX = 8  # bytes of N
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
+FIELDS = frozenset({"dtype", "shape", "data_offsets"})
+MAX_NUMEL = 2**60  # leaves room for the bytes of an element
 METADATA = "__metadata__"
 FETCH_AGAIN = "download or copy it again"
 
@@ -77,30 +79,36 @@ def _check_metadata(file: WeightFile, metadata: Any) -> None:
 
 def _tensor(file: WeightFile, name: str, entry: Any, start: int) -> TensorInfo:
     """One entry of the header as a TensorInfo, its offset counted from the file's first byte."""
-    where = f"{file.path}: tensor {name!r}"
-    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise CheckpointError(f"{where}: wanted dtype, shape and data_offsets, found {entry!r:.80}")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in SAFETENSORS:
-        raise CheckpointError(
-            f"{where}: dtype {dtype!r:.80} is not one of {', '.join(SAFETENSORS)}"
-        )
-    if not _naturals(shape):
-        raise CheckpointError(f"{where}: shape {shape!r:.80} is not a list of sizes")
-    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{where}: data_offsets {offsets!r:.80} is not [begin, end]")
-    if any(0xD800 <= ord(letter) <= 0xDFFF for letter in name):
-        raise CheckpointError(f"{where}: its name is not valid Unicode")
-    if not _addressable(shape):
-        raise CheckpointError(f"{where}: shape {shape!r:.80} is too large to be true")
-    begin, end = offsets
-    info = TensorInfo(name, SAFETENSORS[dtype], tuple(shape), file.name, start + begin)
+    fault = _fault(name, entry)
+    if fault:
+        raise CheckpointError(f"{file.path}: tensor {name!r}: {fault}")
+    begin, end = entry["data_offsets"]
+    dtype = SAFETENSORS[entry["dtype"]]
+    info = TensorInfo(name, dtype, tuple(entry["shape"]), file.name, start + begin)
     if info.nbytes != end - begin:
         raise CheckpointError(
-            f"{where}: {dtype} of shape {shape} takes {info.nbytes} bytes, but its data_offsets "
-            f"{offsets} hold {end - begin}"
+            f"{file.path}: tensor {name!r}: {entry['dtype']} of shape {entry['shape']} takes "
+            f"{info.nbytes} bytes, but its data_offsets {[begin, end]} hold {end - begin}"
         )
     return info
+
+
+def _fault(name: str, entry: Any) -> str:
+    """What is wrong with an entry by itself, "" when nothing is."""
+    if not isinstance(entry, dict) or not entry.keys() >= FIELDS:
+        return f"wanted dtype, shape and data_offsets, found {entry!r:.80}"
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in SAFETENSORS:
+        return f"dtype {dtype!r:.80} is not one of {', '.join(SAFETENSORS)}"
+    if not _naturals(shape):
+        return f"shape {shape!r:.80} is not a list of sizes"
+    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        return f"data_offsets {offsets!r:.80} is not [begin, end]"
+    if not name.isascii() and any(0xD800 <= ord(letter) <= 0xDFFF for letter in name):
+        return "its name is not valid Unicode"
+    if not _addressable(shape):
+        return f"shape {shape!r:.80} is too large to be true"
+    return ""
 
 
 def _naturals(value: Any) -> bool:
@@ -112,8 +120,8 @@ def _addressable(shape: list[int]) -> bool:
     """Whether torch can number the elements; a size of 0 does not make the others harmless."""
     numel = 1
     for size in shape:
-        numel *= max(size, 1)
-        if numel >= 2**60:  # leaves room for the bytes of an element
+        numel *= size or 1
+        if numel >= MAX_NUMEL:
             return False
     return True
 

@@ -19,8 +19,11 @@ def read_index(path: Path) -> dict[str, str]:
     weight_map = read_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: wanted a weight_map from tensors to shards, found none")
+    inside: set[str] = set()
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not _stays_inside(shard):
+        if isinstance(shard, str) and (shard in inside or _stays_inside(shard)):
+            inside.add(shard)
+        else:
             raise CheckpointError(
                 f"{path}: tensor {name!r} is said to be in {shard!r}; wanted a file of this folder"
             )
@@ -47,12 +50,14 @@ def check_index(
     Raises CheckpointError naming what the one has and the other has not: a tensor that only the
     shard knows would be lost in silence.
     """
+    placed: dict[str, set[str]] = {shard: set() for shard in found}
+    for name, shard in weight_map.items():
+        placed[shard].add(name)
     for shard, names in found.items():
-        wanted = {name for name, place in weight_map.items() if place == shard}
-        absent = wanted - set(names)
+        absent = placed[shard].difference(names)
         if absent:
             raise CheckpointError(f"{path}: {shard} does not hold {listing(absent)}")
-        unnamed = set(names) - wanted
+        unnamed = set(names) - placed[shard]
         if unnamed:
             raise CheckpointError(
                 f"{path}: {shard} holds tensors that the index does not place there: "

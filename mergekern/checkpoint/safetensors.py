@@ -12,6 +12,7 @@ from mergekern.checkpoint.base import TensorInfo, listing
 from mergekern.checkpoint.files import WeightFile
 from mergekern.checkpoint.header import Header, read_header
 from mergekern.checkpoint.index import check_index, read_index, shard_names
+from mergekern.collector import collector_paused
 from mergekern.errors import CheckpointError
 
 SINGLE = "model.safetensors"
@@ -77,6 +78,7 @@ def open_single(
     return SafetensorsCheckpoint(label, [file], {file.name: read_header(file)}, folder, config)
 
 
+@collector_paused()
 def open_sharded(label: str, folder: Path, config: Mapping[str, Any]) -> SafetensorsCheckpoint:
     """A checkpoint in several files with an index, which must name exactly what they hold."""
     index = folder / INDEX

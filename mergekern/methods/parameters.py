@@ -79,7 +79,7 @@ def _number(parameter: Parameter, value: Any) -> float | None:
         return None
     interval = parameter.doc.interval
     fits = math.isfinite(number) and (not interval or _inside(number, interval))
-    return number if fits else None
+    return number + 0.0 if fits else None  # -0.0 becomes 0.0: equal values are the same bits
 
 
 def _integer(parameter: Parameter, value: Any) -> int | None:
