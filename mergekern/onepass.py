@@ -36,10 +36,10 @@ def merge_in_one_pass(
         found[step.name] = seen.findings
         tiles.append((step, tile))
     windows = windows_after(backend, tensors, trial)
-    for piece in () if trial.lost else trial.pieces:
-        op = fused_op(piece.step, windows[piece.step.name])
-        right = piece.fuse(backend, op, outs[piece.step.name])
-        found[piece.step.name] = _both(found[piece.step.name], right)
+    for doubt in () if trial.lost else trial.doubts:
+        op = fused_op(doubt.step, windows[doubt.step.name])
+        right = doubt.fuse(backend, op, outs[doubt.step.name])
+        found[doubt.step.name] = _both(found[doubt.step.name], right)
     for step, tile in tiles:
         # Too large a result may have been an open element's, whose windows were wrong.
         if trial.lost or found[step.name].overflow:

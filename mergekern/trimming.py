@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from mergekern.backends import Backend
 from mergekern.counting import Search, keys_by_counting
+from mergekern.doubts import Doubts
 from mergekern.fused import EVERY_INDEX, Window
 from mergekern.keys import LOWER, UPPER, Key, Wanted, bound_of, starts_of, windows_of
 from mergekern.plan import Step
+from mergekern.sampling import guess
 from mergekern.spec import Spec
-from mergekern.speculation import Pieces, Trial
+from mergekern.speculation import Bet, Trial
 from mergekern.tiles import Tensors, numels_of
 
 Windows = dict[str, tuple[Window, ...]]  # output tensor -> one window per expert of its step
@@ -43,11 +45,23 @@ def merges_in_one_pass(spec: Spec) -> bool:
 
 
 def start_trial(
-    backend: Backend, tensors: Tensors, pieces: Pieces | None = None, room: int | None = None
+    backend: Backend, tensors: Tensors, doubts: Doubts | None = None, room: int | None = None
 ) -> Trial | None:
     """Guessed windows of trimmed tensors; None where nothing is trimmed. See Trial for the rest."""
     ranks, by_index = _ranks(tensors.steps)
-    return Trial(backend, tensors, ranks, by_index, pieces, room) if ranks else None
+    if not ranks:
+        return None
+    found = guess(backend, tensors, tensors.steps[0].work, ranks)
+    bets = {wanted: Bet(rank, *found[wanted]) for wanted, rank in ranks.items()}
+    return Trial(backend, tensors.steps, bets, by_index, doubts, room)
+
+
+def go_on_with_trial(
+    backend: Backend, steps: Sequence[Step], bets: dict[Wanted, Bet], doubts: Doubts
+) -> Trial:
+    """A trial whose bets are known; count() then takes in what was seen before."""
+    _, by_index = _ranks(steps)
+    return Trial(backend, steps, bets, by_index, doubts)
 
 
 def windows_after(backend: Backend, tensors: Tensors, trial: Trial) -> Windows:

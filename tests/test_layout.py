@@ -22,9 +22,20 @@ ORDER = (
         "recipe",
     ),
     *("checkpoint", "report", "plan", "tied", "fitting", "planner", "lock", "card", "progress"),
-    *("backends", "tiles", "keys", "counting", "sampling", "speculation", "trimming"),
+    *("backends", "tiles", "keys", "counting", "doubts", "sampling", "speculation", "trimming"),
     *("statistics", "onepass"),
-    *("huge", "budget", "units", "stream", "sources", "journal", "output", "findings", "run"),
+    *(
+        "spill",
+        "huge",
+        "budget",
+        "units",
+        "stream",
+        "sources",
+        "journal",
+        "output",
+        "findings",
+        "run",
+    ),
     *("engine", "api", "evaluate", "demo", "cli"),
 )
 FILES = sorted(ROOT.rglob("*.py"))

@@ -10,7 +10,7 @@ from cases import tile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mergekern import speculation
+from mergekern import trimming
 from mergekern.backends import get_backend
 from mergekern.backends.cpu import CpuBackend
 from mergekern.backends.reference import ReferenceBackend, block_sums, coins, trim
@@ -148,12 +148,12 @@ def test_a_lost_bet_is_noticed_and_counted(wrong: str, ties: str, monkeypatch) -
     tensors = tensors_of([t], spec_of(1, density=(0.2,), ties=ties))
     want = exact_windows(BACKEND, tensors)
     assert want == counted_windows(BACKEND, tensors)
-    honest = speculation.guess
+    honest = trimming.guess
 
     def mislead(*arguments):
         return {wanted: WRONG[wrong](*keys) for wanted, keys in honest(*arguments).items()}
 
-    monkeypatch.setattr(speculation, "guess", mislead)
+    monkeypatch.setattr(trimming, "guess", mislead)
     trial = start_trial(BACKEND, tensors)
     trial.scan(tensors)
     assert windows_after(BACKEND, tensors, trial) == want

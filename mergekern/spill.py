@@ -1,0 +1,140 @@
+"""Open elements in a file: there may be more of them than memory, and a merge may be cut short."""
+
+from __future__ import annotations
+
+import os
+from bisect import insort
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from xxhash import xxh3_64_hexdigest
+
+from mergekern.doubts import Doubt
+from mergekern.errors import OutputError
+from mergekern.fused import Tile
+from mergekern.plan import Step
+
+INDEX = torch.int64
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """Where a doubt lies: number of its step, its first element's index; first byte, elements,
+    checksum (xxh3_64)."""
+
+    step: int
+    first: int
+    offset: int
+    count: int
+    xxh3: str
+
+
+class SpilledDoubts:
+    """Doubts in a file, in the order of their steps and elements however they were added.
+
+    dtypes: of the inputs of a step, base first
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        steps: Sequence[Step],
+        dtypes: Callable[[Step], Sequence[torch.dtype]],
+    ) -> None:
+        self._path = path
+        self._steps = steps
+        self._number = {step.name: number for number, step in enumerate(steps)}
+        self._dtypes = dtypes
+        self._entries: list[Entry] = []
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            self._fd = os.open(path, flags, 0o666)
+        except OSError as error:
+            raise self._failure(error) from error
+        self._end = os.fstat(self._fd).st_size
+
+    def append(self, doubt: Doubt) -> None:
+        self.add(doubt)
+
+    def add(self, doubt: Doubt) -> Entry:
+        """Write a doubt behind what is there."""
+        tile = doubt.tile
+        values = (*(() if tile.base is None else (tile.base,)), *tile.experts)
+        data = b"".join(
+            x.contiguous().view(torch.uint8).numpy().data for x in (doubt.index, *values)
+        )
+        entry = Entry(
+            self._number[doubt.step.name],
+            int(doubt.index[0]),
+            self._end,
+            tile.numel,
+            xxh3_64_hexdigest(data),
+        )
+        try:
+            _write(self._fd, data, self._end)
+        except OSError as error:
+            raise self._failure(error) from error
+        self._end += len(data)
+        insort(self._entries, entry)
+        return entry
+
+    def restore(self, entry: Entry) -> bool:
+        """Take up a doubt that an earlier run wrote; False when its bytes are not there."""
+        if not 0 <= entry.step < len(self._steps) or self._read(entry) is None:
+            return False
+        insort(self._entries, entry)
+        return True
+
+    def sizes(self) -> Sequence[tuple[Step, int]]:
+        return [(self._steps[entry.step], entry.count) for entry in self._entries]
+
+    def __getitem__(self, number: int) -> Doubt:
+        entry = self._entries[number]
+        data = self._read(entry)
+        if data is None:
+            raise OutputError(
+                f"{self._path}: was changed while it was in use; run the command again"
+            )
+        step = self._steps[entry.step]
+        found, at = [], 0
+        for dtype in (INDEX, *self._dtypes(step)):
+            length = entry.count * dtype.itemsize
+            found.append(torch.frombuffer(data[at : at + length], dtype=dtype))
+            at += length
+        index, *values = found
+        base = None if step.base is None else values.pop(0)
+        return Doubt(step, index, Tile(step.name, 0, base, tuple(values)))
+
+    def __iter__(self) -> Iterator[Doubt]:
+        return (self[number] for number in range(len(self._entries)))
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _read(self, entry: Entry) -> bytearray | None:
+        dtypes = (INDEX, *self._dtypes(self._steps[entry.step]))
+        data = bytearray(entry.count * sum(dtype.itemsize for dtype in dtypes))
+        got = 0
+        while got < len(data):
+            step = os.preadv(self._fd, [memoryview(data)[got:]], entry.offset + got)
+            if step == 0:
+                return None
+            got += step
+        return data if xxh3_64_hexdigest(data) == entry.xxh3 else None
+
+    def _failure(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"{self._path}: cannot be written: {error.strerror}; mend that, then run the same "
+            f"command again"
+        )
+
+
+def _write(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
