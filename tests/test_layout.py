@@ -9,20 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "mergekern"
 ORDER = (
-    *(
-        "errors",
-        "version",
-        "sizes",
-        "dtypes",
-        "collector",
-        "_C",
-        "fused",
-        "spec",
-        "methods",
-        "recipe",
-    ),
-    *("checkpoint", "report", "plan", "tied", "fitting", "planner", "lock", "card", "progress"),
-    *("backends", "tiles", "selection", "statistics"),
+    *("errors", "version", "sizes", "dtypes", "collector", "_C", "fused", "spec", "methods"),
+    *("recipe", "checkpoint", "report", "plan", "tied", "fitting", "planner", "lock", "card"),
+    *("progress", "backends", "tiles", "selection", "statistics"),
     *("huge", "budget", "units", "stream", "sources", "journal", "output", "findings", "run"),
     *("engine", "api", "evaluate", "demo", "cli"),
 )
