@@ -23,7 +23,7 @@ from mergekern.fused import Window
 from mergekern.trimming import Windows
 
 NAME = ".mergekern.journal"
-VERSION = 1
+VERSION = 2  # of these lines, and of the digest's form
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from xxhash import xxh3_64
 
 from mergekern import journal
 from mergekern.checkpoint.base import listing
+from mergekern.checkpoint.descriptors import open_file
 from mergekern.checkpoint.files import write_whole
 from mergekern.checkpoint.layout import Shard, index_json
 from mergekern.errors import OutputError
@@ -90,7 +91,7 @@ class OutputFolder:
                 os.rename(self.folder / shard.file, part)
             try:
                 flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-                self._fds[number] = os.open(part, flags, 0o666)
+                self._fds[number] = open_file(part, flags)
                 _allocate(self._fds[number], shard.size)
                 _write(self._fds[number], 0, memoryview(shard.header))
             except OSError as error:

@@ -7,6 +7,7 @@ per expert that takes part in the tensor, in recipe order.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from mergekern.fused import Combine, Elect, Rule
@@ -23,6 +24,7 @@ class Spec:
 
     density and gamma trim by magnitude (keep the `density` fraction below the `gamma` largest);
     keep is the probability of the random drop's coin. All are 1, 0 and 1 where not asked for.
+    What follows from them is found out once, as all tensors with equal parameters share a spec.
     """
 
     rule: Rule
@@ -40,21 +42,21 @@ class Spec:
     ties: Ties = "index"
     seed: int = 0
 
-    @property
+    @cached_property
     def trims(self) -> bool:
         return any(density < 1 for density in self.density)
 
-    @property
+    @cached_property
     def whole_model(self) -> bool:
         """True when a number of the whole model is needed before any tensor can be merged."""
         return self.trims and self.scope == "model"
 
-    @property
+    @cached_property
     def whole_tensor(self) -> bool:
         """True when numbers of the whole tensor are needed before its first element is merged."""
         return self.whole_tensor_sums or (self.trims and self.scope == "tensor")
 
-    @property
+    @cached_property
     def whole_tensor_sums(self) -> bool:
         """True when the l1 rescale has something to rescale."""
         return self.rescale == "l1" and (self.trims or any(keep < 1 for keep in self.keep))

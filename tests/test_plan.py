@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from plans import EMBED, HEAD, State, left_out, plan_of, reads, tied, zeros
 
 from mergekern.errors import CheckpointError, MergeError, MismatchError, RecipeError
+from mergekern.plan import Plan, Step
 
 
 def test_one_step_per_tensor_in_the_bases_order() -> None:
@@ -158,6 +160,53 @@ def test_shards_and_digest() -> None:
     ]
     assert len({plan.digest, *(other.digest for other in different)}) == 1 + len(different)
     assert json.loads(json.dumps(plan.to_dict()))["method"] == "ties"
+
+
+def test_the_digest_is_of_all_that_decides_bytes() -> None:
+    state = {"w": zeros(4), "v": zeros(4)}
+    plan = plan_of("ties", [state, state])
+    first, *others = plan.steps
+    assert first.base is not None and first.spec is not None
+    changes = {
+        "name": "x",
+        "action": "copy",
+        "dtype": torch.float32,
+        "shape": (2, 2),
+        "base": None,
+        "experts": (first.base,),
+        "expert_index": (1,),
+        "work": torch.float64,
+        "spec": replace(first.spec, lambda_=0.5),
+        "note": "other",
+    }
+    assert changes.keys() == {each.name for each in fields(Step) if each.init}
+    digests = {plan.digest}
+    for name, value in changes.items():
+        digests.add(replace(plan, steps=(replace(first, **{name: value}), *others)).digest)
+    for name in ("weight", "keep", "seed"):
+        spec = replace(first.spec, **{name: 7})
+        digests.add(replace(plan, steps=(replace(first, spec=spec), *others)).digest)
+    assert len(digests) == 1 + len(changes) + 3
+    undecided = {"input_bytes", "notes", "memory"}
+    assert plan.to_dict().keys() - {"specs"} == {each.name for each in fields(Plan)} - undecided
+
+
+def test_equal_specs_are_one() -> None:
+    """Tensors of which experts lack some: their specs are equal where the weights are."""
+    states = [
+        {"a": zeros(2), "b": zeros(2), "c": zeros(2), "d": zeros(2)},
+        {"a": zeros(2), "b": zeros(9), "c": zeros(2), "d": zeros(9)},
+        {"a": zeros(2), "b": zeros(2), "c": zeros(9), "d": zeros(9)},
+    ]
+    plan = plan_of("ties", states, "skip-model", out_dtype="float32")
+    a, b, c, d = (step.spec for step in plan.steps)
+    assert b is c and len({id(spec) for spec in (a, b, d)}) == 3
+    assert plan.specs == (a, b, d)
+    assert [step["spec"] for step in plan.to_dict()["steps"]] == [0, 1, 1, 2]
+    apart = plan_of("ties", states, "skip-model", parameters={"weight": [1, 2]})
+    assert apart.steps[1].spec is not apart.steps[2].spec
+    copied = plan_of("ties", [{"ids": zeros(1, dtype=torch.int64)}] * 2)
+    assert copied.specs == () and copied.to_dict()["steps"][0]["spec"] is None
 
 
 def test_the_text_names_what_matters() -> None:

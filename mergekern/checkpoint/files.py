@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from mergekern.checkpoint.descriptors import open_file
 from mergekern.errors import CheckpointError
 
 LFS_POINTER = b"version https://git-lfs"
@@ -27,7 +28,7 @@ class WeightFile:
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
                 raise CheckpointError(f"{path}: is not a regular file")
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = open_file(path, os.O_RDONLY | os.O_CLOEXEC)
             # Closes it when the last reader is gone, even where nobody called close().
             self._close = weakref.finalize(self, os.close, self._fd)
             self._opened = os.fstat(self._fd)

@@ -87,6 +87,12 @@ def test_a_recipe_written_out_means_the_same() -> None:
     assert again.seed == 7
 
 
+def test_a_zero_has_no_sign() -> None:
+    """Specs that compare equal are taken for one, so that their bits must be the same."""
+    made = read(recipe(parameters={"weight": -0.0, "lambda": "-0"}))
+    assert repr((made.parameters["weight"], made.parameters["lambda"])) == "((0.0, 0.0), 0.0)"
+
+
 def test_seed() -> None:
     drop = recipe(merge_method="dare_ties", parameters={"seed": 3})
     assert read(drop).seed == 3
