@@ -16,7 +16,7 @@ import torch
 
 from mergekern.backends import CHUNK, Backend, Bracket
 from mergekern.fused import EVERY_INDEX
-from mergekern.keys import Key, Wanted, starts_of
+from mergekern.keys import Key, Wanted, bound_of, starts_of
 from mergekern.tiles import Part, Tensors
 
 MOST_BINS = 1 << 20
@@ -68,11 +68,13 @@ def keys_by_counting(
     backend: Backend,
     tensors: Tensors,
     work: torch.dtype,
-    searches: Mapping[Wanted, Search],
+    ranks: Mapping[Wanted, int],
     *,
     by_index: bool,
 ) -> dict[Wanted, Key]:
-    """The key that ends each search; without `by_index`, that of all elements of its magnitude."""
+    """The key of every wanted rank; without `by_index`, that of all elements of its magnitude."""
+    bound = bound_of(work)
+    searches = {wanted: Search(wanted[0], rank, 0, bound) for wanted, rank in ranks.items()}
     every = list(searches.values())
     while pending := [s for s in every if not (s.found and (s.located or not by_index))]:
         _count(backend, tensors, work, pending)

@@ -9,10 +9,9 @@ import torch
 
 from mergekern.backends import Backend
 from mergekern.fused import Findings, Tile
-from mergekern.plan import Step
 from mergekern.statistics import fused_op
-from mergekern.tiles import Tensors
-from mergekern.trimming import start_trial, windows_after
+from mergekern.tiles import Tensors, cut
+from mergekern.trimming import outcome, start_trial
 
 
 def merge_in_one_pass(
@@ -28,23 +27,25 @@ def merge_in_one_pass(
     trial = start_trial(backend, tensors, room=room)
     assert trial is not None, "nothing to trim"
     found: dict[str, Findings] = {}
-    tiles: list[tuple[Step, Tile]] = []
+    tiles: dict[str, Tile] = {}
     for step, tile in tensors.tiles():
         op = fused_op(step, trial.windows(step))
         seen = backend.speculate(op, tile, trial.margins(step), outs[step.name])
         trial.add(step, tile, seen)
-        found[step.name] = seen.findings
-        tiles.append((step, tile))
-    windows = windows_after(backend, tensors, trial)
-    for doubt in () if trial.lost else trial.doubts:
-        op = fused_op(doubt.step, windows[doubt.step.name])
-        right = doubt.fuse(backend, op, outs[doubt.step.name])
-        found[doubt.step.name] = _both(found[doubt.step.name], right)
-    for step, tile in tiles:
-        # Too large a result may have been an open element's, whose windows were wrong.
-        if trial.lost or found[step.name].overflow:
-            op = fused_op(step, windows[step.name])
-            found[step.name] = backend.fuse(op, tile, outs[step.name])
+        found[step.name], tiles[step.name] = seen.findings, tile
+    result = outcome(backend, tensors, trial)
+    ops = {step.name: fused_op(step, result.windows[step.name]) for step in tensors.steps}
+    for doubt in () if result.lost else trial.doubts:
+        name = doubt.step.name
+        found[name] = _both(found[name], doubt.fuse(backend, ops[name], outs[name]))
+    for part in result.again:
+        name = part.step.name
+        tile, out = cut(tiles[name], part.start, part.stop), outs[name][part.start : part.stop]
+        found[name] = _both(found[name], backend.fuse(ops[name], tile, out))
+    for name, tile in tiles.items():
+        # Too large a result may have been one that went by a wrong guess.
+        if result.lost or found[name].overflow:
+            found[name] = backend.fuse(ops[name], tile, outs[name])
     return found
 
 

@@ -1,4 +1,4 @@
-"""Guesses from a sample: two keys that very likely have the wanted one between them."""
+"""Guesses from a sample: about where the key of a rank is."""
 
 from __future__ import annotations
 
@@ -18,19 +18,26 @@ from mergekern.tiles import Part, Tensors, numels_of
 SIGMAS = 4.5  # of the sampled rank; a guess that fails nevertheless costs another pass
 LEAST = 1 << 15  # elements that are sampled, and all of what has no more than that
 MOST = 1 << 20
-LEAST_RUNS = 16
+LEAST_RUNS = 64
 GOLDEN = 0.6180339887498949  # steps of it are spread evenly, and in step with no row of a matrix
 
 
 def guess(
-    backend: Backend, tensors: Tensors, work: torch.dtype, ranks: Mapping[Wanted, int]
+    backend: Backend,
+    tensors: Tensors,
+    work: torch.dtype,
+    ranks: Mapping[Wanted, int],
+    *,
+    by_index: bool,
+    everything: bool = False,
 ) -> dict[Wanted, tuple[Key, Key]]:
-    """For each wanted rank a key that very likely is not below it, and one that is not above.
+    """For every wanted rank, two keys that very likely have its key between them.
 
-    They are the same key, the right one, where everything was sampled.
+    Where both would have one magnitude, they are one key, which is about the right one. Without
+    `by_index`, magnitudes alone count. From everything, the keys are right, not guessed.
     """
     starts = starts_of(tensors.steps)
-    parts = sample_parts(tensors.steps, starts, tensors.stretch)
+    parts = sample_parts(tensors.steps, starts, 0 if everything else tensors.stretch)
     experts = {expert for expert, _ in ranks}
     narrow = np.int64 if work == torch.float64 else np.int32
     samples: dict[int, list[_Run]] = {expert: [] for expert in experts}
@@ -47,7 +54,7 @@ def guess(
     numels, bound = numels_of(tensors.steps), bound_of(work)
     joined = {expert: _join(runs) for expert, runs in samples.items()}
     return {
-        wanted: _bracket(joined[wanted[0]], rank, numels[wanted[0]], bound)
+        wanted: _bracket(joined[wanted[0]], rank, numels[wanted[0]], bound, by_index)
         for wanted, rank in ranks.items()
     }
 
@@ -65,10 +72,11 @@ def most_open(total: int, wanted: int) -> int:
 
 
 def sample_parts(steps: Sequence[Step], starts: Sequence[int], stretch: int) -> list[Part]:
-    """Runs of about `stretch` elements spread over all tensors; everything, if that is little."""
+    """Runs of about `stretch` elements spread over all tensors; everything, if that is little or
+    there is no stretch."""
     total = starts[-1]
     wanted = sample_size(total)
-    if total == wanted:
+    if total == wanted or not stretch:
         return [Part(step, 0, step.numel) for step in steps if step.numel]
     runs = max(LEAST_RUNS, wanted // stretch)
     length = wanted // runs
@@ -106,23 +114,27 @@ def _join(runs: Sequence[_Run]) -> _Run:
     )
 
 
-def _bracket(sample: _Run, rank: int, numel: int, bound: int) -> tuple[Key, Key]:
+def _bracket(sample: _Run, rank: int, numel: int, bound: int, by_index: bool) -> tuple[Key, Key]:
     size = sample.bits.size
-    if size == numel:
-        (value,) = _values(sample.bits, [rank])
-        key = _key(sample, value, rank)
-        return key, key
-    middle = round(rank / numel * size)
     top, bottom = Key(bound, -1), Key(0, EVERY_INDEX)
     if not size:
         return top, bottom
-    (value,) = _values(sample.bits, [min(max(middle, 1), size)])
-    spread = _spread(sample, value, rank / numel)
-    first, last = middle - spread, middle + spread
-    inside = [r for r in (first, last) if 1 <= r <= size]
-    values = _values(sample.bits, inside)
-    keys = {r: _key(sample, value, r) for r, value in zip(inside, values, strict=True)}
-    return keys.get(first, top), keys.get(last, bottom)
+    middle = min(max(round(rank / numel * size), 1), size)
+    value = _values(sample.bits, [middle])[0]
+    spread = 0 if size == numel else _spread(sample, value, rank / numel)
+    at = (middle - spread, middle + spread)
+    inside = [rank for rank in at if 1 <= rank <= size]
+    found = dict(zip(inside, _values(sample.bits, inside), strict=True))
+    high, low = found.get(at[0]), found.get(at[1])
+    if not by_index:
+        return top if high is None else Key(high, -1), bottom if low is None else Key(low, -1)
+    if high is not None and high == low:
+        key = _key(sample, value, middle)
+        return key, key
+    return (
+        top if high is None else _key(sample, high, at[0]),
+        bottom if low is None else _key(sample, low, at[1]),
+    )
 
 
 def _spread(sample: _Run, value: int, fraction: float) -> int:
@@ -138,16 +150,14 @@ def _spread(sample: _Run, value: int, fraction: float) -> int:
     return int(SIGMAS * max(apart, plain) ** 0.5) + ties + 2
 
 
-def _values(bits: np.ndarray, ranks: Sequence[int]) -> list[int]:
-    """The magnitudes of descending ranks."""
-    if not ranks:
-        return []
-    at = [bits.size - rank for rank in ranks]
-    ordered = np.partition(bits, sorted(set(at)))
-    return [int(ordered[place]) for place in at]
-
-
 def _key(sample: _Run, value: int, rank: int) -> Key:
     ties = np.flatnonzero(sample.bits == value)
     before = int(np.count_nonzero(sample.bits > value))
     return Key(value, int(sample.places[ties[rank - before - 1]]))
+
+
+def _values(bits: np.ndarray, ranks: Sequence[int]) -> list[int]:
+    """The magnitudes of descending ranks."""
+    at = [bits.size - rank for rank in ranks]
+    ordered = np.partition(bits, sorted(set(at))) if at else bits
+    return [int(ordered[place]) for place in at]

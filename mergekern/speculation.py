@@ -9,19 +9,20 @@ what a wrong bracket costs is a pass that counts.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from mergekern.backends import Backend, Margin, Speculation
-from mergekern.counting import Search, keys_by_counting
+from mergekern.counting import keys_by_counting
 from mergekern.doubts import Doubt, Doubts, DoubtTensors, HeldDoubts
 from mergekern.fused import ExpertScalars, FusedOp, Tile, Window
-from mergekern.keys import LOWER, UPPER, Key, Wanted, bound_of, starts_of, windows_of
+from mergekern.keys import LOWER, UPPER, Key, Wanted, starts_of, windows_of
 from mergekern.plan import Step
-from mergekern.sampling import most_open
-from mergekern.tiles import Tensors
+from mergekern.sampling import MOST, guess, most_open
+from mergekern.tiles import Part, Tensors
+from mergekern.walking import parts_between, walk
 
 Reach = dict[Wanted, tuple[int, ...]]  # how many elements reach a bet's upper key, and its cut
 
@@ -29,7 +30,11 @@ Reach = dict[Wanted, tuple[int, ...]]  # how many elements reach a bet's upper k
 @dataclass
 class Bet:
     """A wanted rank, the keys it is bet to lie between, and how many elements reach the upper one:
-    by the key, and by the cut that the pass goes by."""
+    by the key, and by the cut that the pass goes by.
+
+    Where the keys are one, and equal magnitudes are told apart by place, the bet is that the wanted
+    key is near: not far before or behind it, and of the same magnitude.
+    """
 
     rank: int
     high: Key
@@ -37,9 +42,15 @@ class Bet:
     reach_key: int = 0
     reach_cut: int = 0
 
-    def won(self, between: int) -> bool:
-        """between: how many elements lie between."""
-        return self.reach_key <= self.rank <= self.reach_cut + between
+    @property
+    def off(self) -> int:
+        """How many elements that the cut leaves out belong in; fewer than none, if too many are."""
+        return self.rank - self.reach_cut
+
+    def won(self, between: int, by_index: bool) -> bool:
+        """between: how many elements lie between the keys."""
+        most = self.rank if by_index else self.rank - 1  # no place stands for its last element
+        return self.reach_key <= most and self.rank <= self.reach_cut + between
 
 
 class Trial:
@@ -97,7 +108,8 @@ class Trial:
             self._room -= index.numel()
             self.lost = self._room < 0
             if index.numel():
-                self.doubts.append(Doubt(step, index + tile.offset, values))
+                index = index + tile.offset if tile.offset else index
+                self.doubts.append(Doubt(step, index, values))
         return reach
 
     def count(self, reach: Reach) -> None:
@@ -112,28 +124,53 @@ class Trial:
             op = _looking(self.windows(step), step.work)
             self.add(step, tile, self._backend.speculate(op, tile, self.margins(step), None))
 
-    def verdict(self) -> dict[Wanted, Key] | None:
-        """The exact keys; None when a bet was lost, or left too much open."""
-        if self.lost:
-            return None
+    def verdict(self, tensors: Tensors) -> dict[Wanted, Key] | None:
+        """The exact keys; None when a bet was lost, or left too much open.
+
+        Reads the tensors again where a key is near, as far as it is off.
+        """
+        keys = None if self.lost else self._keys(tensors)
+        self.lost = keys is None
+        return keys
+
+    def again(self, keys: Mapping[Wanted, Key]) -> Iterator[Part]:
+        """Where near keys were off: what has to be merged again, in pieces of TILE_ALIGN."""
+        near = (wanted for wanted, bet in self.bets.items() if self._near(bet))
+        pairs = [(self.bets[wanted].high.place, keys[wanted].place) for wanted in near]
+        intervals = [(min(pair) + 1, max(pair) + 1) for pair in pairs if pair[0] != pair[1]]
+        return parts_between(self.steps, intervals)
+
+    def _keys(self, tensors: Tensors) -> dict[Wanted, Key] | None:
+        keys: dict[Wanted, Key] = {}
+        ranks: dict[Wanted, int] = {}
         reached, between = self._open_ones()
-        self.lost = not all(bet.won(between[wanted]) for wanted, bet in self.bets.items())
-        if self.lost:
-            return None
-        searches = {}
         for wanted, bet in self.bets.items():
-            if bet.rank > bet.reach_cut:
-                rank = bet.rank - bet.reach_cut + reached[wanted]
-                high = min(bet.high.magnitude + 1, bound_of(self._work))
-                searches[wanted] = Search(wanted[0], rank, bet.low.magnitude, high)
-        tensors = DoubtTensors(self.doubts)
-        found = keys_by_counting(
-            self._backend, tensors, self._work, searches, by_index=self._by_index
-        )
-        return {
-            wanted: self._placed(tensors, found[wanted]) if wanted in found else bet.high
-            for wanted, bet in self.bets.items()
-        }
+            if self._near(bet):
+                key = walk(self._backend, tensors, wanted[0], bet.high, bet.off)
+                if key is None:
+                    return None
+                keys[wanted] = key
+            elif not bet.won(between[wanted], self._by_index):
+                return None
+            elif bet.off <= 0:
+                keys[wanted] = bet.high
+            else:
+                ranks[wanted] = bet.off + reached[wanted]
+        return keys | self._keys_in_doubt(ranks)
+
+    def _keys_in_doubt(self, ranks: Mapping[Wanted, int]) -> dict[Wanted, Key]:
+        """The keys of ranks among the elements in doubt."""
+        tensors, by_index = DoubtTensors(self.doubts), self._by_index
+        arguments = (self._backend, tensors, self._work, ranks)
+        if sum(step.numel for step in tensors.steps) <= MOST:
+            pairs = guess(*arguments, by_index=by_index, everything=True)
+            found = {wanted: key for wanted, (key, _) in pairs.items()}
+        else:
+            found = keys_by_counting(*arguments, by_index=by_index)
+        return {wanted: self._placed(tensors, key) for wanted, key in found.items()}
+
+    def _near(self, bet: Bet) -> bool:
+        return self._by_index and bet.high == bet.low
 
     def _bets_of(self, step: Step) -> Iterator[tuple[Wanted, int, int]]:
         """Those on a tensor's experts: the bet, the expert's place in the tile, the cut."""

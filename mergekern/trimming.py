@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from mergekern.backends import Backend
-from mergekern.counting import Search, keys_by_counting
+from mergekern.counting import keys_by_counting
 from mergekern.doubts import Doubts
 from mergekern.fused import EVERY_INDEX, Window
-from mergekern.keys import LOWER, UPPER, Key, Wanted, bound_of, starts_of, windows_of
+from mergekern.keys import LOWER, UPPER, Key, Wanted, starts_of, windows_of
 from mergekern.plan import Step
 from mergekern.sampling import guess
 from mergekern.spec import Spec
 from mergekern.speculation import Bet, Trial
-from mergekern.tiles import Tensors, numels_of
+from mergekern.tiles import Part, Tensors, numels_of
 
 Windows = dict[str, tuple[Window, ...]]  # output tensor -> one window per expert of its step
 
@@ -30,7 +31,7 @@ def exact_windows(backend: Backend, tensors: Tensors) -> Windows:
     if trial is None:
         return {step.name: (Window(),) * len(step.experts) for step in tensors.steps}
     trial.scan(tensors)
-    return windows_after(backend, tensors, trial)
+    return outcome(backend, tensors, trial).windows
 
 
 def merges_in_one_pass(spec: Spec) -> bool:
@@ -51,7 +52,7 @@ def start_trial(
     ranks, by_index = _ranks(tensors.steps)
     if not ranks:
         return None
-    found = guess(backend, tensors, tensors.steps[0].work, ranks)
+    found = guess(backend, tensors, tensors.steps[0].work, ranks, by_index=by_index)
     bets = {wanted: Bet(rank, *found[wanted]) for wanted, rank in ranks.items()}
     return Trial(backend, tensors.steps, bets, by_index, doubts, room)
 
@@ -64,13 +65,26 @@ def go_on_with_trial(
     return Trial(backend, steps, bets, by_index, doubts)
 
 
-def windows_after(backend: Backend, tensors: Tensors, trial: Trial) -> Windows:
-    """The exact windows, once a trial has seen everything: from it, or else by counting."""
-    keys = trial.verdict()
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial came to: the exact windows, and what of its pass has to be set right.
+
+    lost:  everything; otherwise
+    again: these parts, and the elements in doubt
+    """
+
+    windows: Windows
+    lost: bool
+    again: Sequence[Part]
+
+
+def outcome(backend: Backend, tensors: Tensors, trial: Trial) -> Outcome:
+    """Conclude a trial that has seen everything; where it was lost, count."""
+    keys = trial.verdict(tensors)
     if keys is not None:
-        return _windows(tensors.steps, keys)
+        return Outcome(_windows(tensors.steps, keys), False, tuple(trial.again(keys)))
     log.info("%d tensors: a sample misled, magnitudes are counted", len(tensors.steps))
-    return counted_windows(backend, tensors)
+    return Outcome(counted_windows(backend, tensors), True, ())
 
 
 def counted_windows(backend: Backend, tensors: Tensors) -> Windows:
@@ -79,9 +93,7 @@ def counted_windows(backend: Backend, tensors: Tensors) -> Windows:
     if not ranks:
         return _windows(tensors.steps, {})
     work = tensors.steps[0].work
-    bound = bound_of(work)
-    searches = {wanted: Search(wanted[0], rank, 0, bound) for wanted, rank in ranks.items()}
-    found = keys_by_counting(backend, tensors, work, searches, by_index=by_index)
+    found = keys_by_counting(backend, tensors, work, ranks, by_index=by_index)
     return _windows(tensors.steps, found)
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "mergekern"
-ORDER = """
+ABOVE_TO_BELOW = """
 errors version sizes dtypes collector _C fused spec methods recipe
 checkpoint report plan tied fitting planner lock card progress
-backends tiles keys counting doubts sampling speculation trimming statistics onepass spill
+backends tiles keys counting doubts sampling walking speculation trimming statistics onepass spill
 huge budget units stream sources journal output findings run
 engine api evaluate demo cli
-""".split()
+"""
+ORDER = ABOVE_TO_BELOW.split()
 FILES = sorted(ROOT.rglob("*.py"))
 LONGEST = 300
 

@@ -44,7 +44,7 @@ def test_a_sample_is_spread_over_all_tensors(numels: list[int], stretch: int) ->
     else:
         assert min(total, LEAST) * 0.9 <= size <= MOST
         widest = max(b[0] - a[1] for a, b in pairwise([(0, 0), *places, (total, total)]))
-        assert widest < total / 7
+        assert widest < total / 20
 
 
 @pytest.mark.parametrize("kind", ["near", "equal"])
@@ -56,7 +56,12 @@ def test_the_wanted_key_lies_between_the_guesses(kind: str, share: float) -> Non
     order = np.argsort(-bits, kind="stable")
     want = Key(int(bits[order[rank - 1]]), int(order[rank - 1]))
     tensors = Resident([(step("w", t.numel), t)])
-    ((high, low),) = guess(BACKEND, tensors, torch.float32, {(0, LOWER): rank}).values()
+    found = guess(BACKEND, tensors, torch.float32, {(0, LOWER): rank}, by_index=True)
+    high, low = found[0, LOWER]
+    if high == low:  # near
+        assert high.magnitude == want.magnitude
+        assert abs(high.place - want.place) < 0.1 * bits.size
+        return
     assert (-high.magnitude, high.place) <= (-want.magnitude, want.place)
     assert (-want.magnitude, want.place) <= (-low.magnitude, low.place)
     between = np.sum(bits > low.magnitude) - np.sum(bits > high.magnitude)

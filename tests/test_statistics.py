@@ -25,9 +25,10 @@ from mergekern.trimming import (
     counted_windows,
     exact_windows,
     kept_ranks,
+    outcome,
     start_trial,
-    windows_after,
 )
+from mergekern.walking import FARTHEST, walk
 
 BACKEND = get_backend("cpu")
 
@@ -134,10 +135,17 @@ def test_model_scope_ranks_over_all_tensors(ties: str, gamma: float, length: int
         assert torch.equal(torch.cat(got), want)
 
 
+def moved(keys: tuple[Key, Key], bits: int, place: int | None = None) -> tuple[Key, Key]:
+    high, low = (Key(k.magnitude + bits, k.place if place is None else place) for k in keys)
+    return high, low
+
+
 WRONG = {
-    "above": lambda high, low: (Key(high.magnitude + 9, 5), Key(high.magnitude + 8, 7)),
-    "below": lambda high, low: (Key(low.magnitude - 8, 5), Key(low.magnitude - 9, 7)),
-    "place": lambda high, low: (Key(low.magnitude, -1), Key(low.magnitude, -1)),
+    "above": lambda keys: moved(keys, 9),
+    "below": lambda keys: moved(keys, -9),
+    "first place": lambda keys: moved(keys, 0, 0),
+    "last place": lambda keys: moved(keys, 0, 299_999),
+    "apart": lambda keys: (Key(keys[1].magnitude + 9, 5), Key(keys[1].magnitude + 8, 5)),
 }
 
 
@@ -150,14 +158,34 @@ def test_a_lost_bet_is_noticed_and_counted(wrong: str, ties: str, monkeypatch) -
     assert want == counted_windows(BACKEND, tensors)
     honest = trimming.guess
 
-    def mislead(*arguments):
-        return {wanted: WRONG[wrong](*keys) for wanted, keys in honest(*arguments).items()}
+    def mislead(*arguments, **options):
+        guesses = honest(*arguments, **options).items()
+        return {wanted: WRONG[wrong](keys) for wanted, keys in guesses}
 
     monkeypatch.setattr(trimming, "guess", mislead)
     trial = start_trial(BACKEND, tensors)
     trial.scan(tensors)
-    assert windows_after(BACKEND, tensors, trial) == want
-    assert trial.lost or (wrong, ties) == ("place", "keep")
+    assert outcome(BACKEND, tensors, trial).windows == want
+    if wrong in ("above", "below", "apart"):
+        assert trial.lost
+
+
+@pytest.mark.parametrize("start", [0, 99_999])
+@pytest.mark.parametrize("off", [-3, -1, 0, 1, 2, 5, 9])
+def test_walks_stop_at_the_right_tie(start: int, off: int) -> None:
+    base, expert = torch.zeros(100_000), torch.zeros(100_000)
+    ties = [7, 8, 65_535, 65_536, 65_537, 99_999]
+    expert[ties] = 0.5
+    whole = Tile("w", 0, base, (expert,))
+    tensors = tensors_of([cut(whole, 0, 8), cut(whole, 8, 100_000)], spec_of(1), TILE_ALIGN)
+    magnitude = int(BACKEND.magnitudes(whole, 0, torch.float32)[7])
+    at = ties.index(65_536 if start else 8)
+    found = walk(BACKEND, tensors, 0, Key(magnitude, ties[at]), off)
+    want = at + off
+    if 0 <= want < len(ties) and abs(ties[want] - ties[at]) < 100_000 * FARTHEST:
+        assert found == Key(magnitude, ties[want])
+    else:  # as far as it looks, which is a little more
+        assert found is None or found.place == ties[want]
 
 
 @pytest.mark.parametrize(("dtype", "ties"), [(torch.bfloat16, "index"), (torch.float32, "keep")])
