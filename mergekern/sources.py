@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 
+from mergekern.coverage import Interval
+from mergekern.extents import lay_out
 from mergekern.fused import Tile
 from mergekern.plan import Step
 from mergekern.stream import Pipeline
 from mergekern.tiles import TILE_ALIGN
-from mergekern.units import Cutter, Interval, Part
+from mergekern.units import Cutter, Pieces
 
 Pass = (
     tuple[Literal["tiles"]]
@@ -103,9 +106,11 @@ class Reel:
     for next and in the same way; where that is not so, reading starts anew.
     """
 
-    def __init__(self, pipeline: Pipeline, cutter: Cutter, steps: Sequence[Step]) -> None:
-        self.steps = steps
-        self.sources = [Streamed(self, number) for number in range(len(steps))]
+    def __init__(self, pipeline: Pipeline, cutter: Cutter, rows: Sequence[int]) -> None:
+        """rows: of the pipeline's table, in the order in which they will be asked for."""
+        self.rows = rows
+        self.steps = [pipeline.table.steps[row] for row in rows]
+        self.sources = [Streamed(self, number) for number in range(len(rows))]
         self.on_read: Callable[[int], None] = lambda nbytes: None
         self._pipeline = pipeline
         self._cutter = cutter
@@ -115,13 +120,13 @@ class Reel:
     def play(self, number: int, how: Pass) -> Iterator[Tile]:
         """The tiles of one tensor."""
         step = self.steps[number]
-        parts = list(self._parts(step, how))
+        count = len(self._pieces([number], how))
         if self._next != (number, how) or self._tape is None:
             self.stop()
             self._tape = self._read(number, how)
         self._next = None
         tape = self._tape
-        for _ in parts:
+        for _ in range(count):
             found, tile = next(tape)
             assert found is step
             self.on_read(_nbytes(tile))
@@ -136,19 +141,26 @@ class Reel:
 
     def _read(self, first: int, how: Pass) -> Iterator[tuple[Step, Tile]]:
         # A part is asked of one tensor alone; all else is asked of every tensor in turn.
-        steps = self.steps[first : first + 1] if how[0] == "part" else self.steps[first:]
-        parts = (part for step in steps for part in self._parts(step, how))
-        for flight in self._pipeline.stream(self._cutter.units(parts, output=False)):
-            for number, part in enumerate(flight.unit.parts):
-                yield part.step, flight.tile(number)
+        last = first + 1 if how[0] == "part" else len(self.rows)
+        table = self._pipeline.table
+        bundles = self._cutter.bundles(self._pieces(range(first, last), how), output=False)
+        units = (lay_out(table, bundle, output=False) for bundle in bundles)
+        for flight in self._pipeline.stream(units):
+            for piece, row in enumerate(flight.unit.pieces.row.tolist()):
+                yield table.steps[row], flight.tile(piece)
 
-    def _parts(self, step: Step, how: Pass) -> Iterator[Part]:
+    def _pieces(self, numbers: Sequence[int], how: Pass) -> Pieces:
+        rows = np.array([self.rows[number] for number in numbers], np.int64)
+        numel = self._pipeline.table.numel[rows]
         if how[0] == "tiles":
-            return self._cutter.tiles(step, [(0, step.numel)])
-        if how[0] == "part":
-            return iter([Part(step, how[1], how[2])])
-        ranges = sample_ranges(step.numel, how[1], how[2])
-        return (Part(step, start, stop) for start, stop in ranges)
+            return self._cutter.tiles(Pieces(rows, np.zeros_like(rows), numel))
+        ranges = [
+            [how[1:]] if how[0] == "part" else sample_ranges(int(size), how[1], how[2])
+            for size in numel
+        ]
+        row = np.repeat(rows, [len(found) for found in ranges])
+        bounds = np.array([bound for found in ranges for bound in found], np.int64).reshape(-1, 2)
+        return Pieces(row, bounds[:, 0], bounds[:, 1])
 
 
 def _nbytes(tile: Tile) -> int:

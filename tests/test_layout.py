@@ -12,7 +12,8 @@ ORDER = (
     *("errors", "version", "sizes", "dtypes", "_C", "fused", "spec", "methods", "recipe"),
     *("checkpoint", "report", "plan", "tied", "fitting", "planner", "lock", "card", "progress"),
     *("backends", "tiles", "selection", "statistics"),
-    *("huge", "budget", "units", "stream", "sources", "journal", "output", "findings", "run"),
+    *("huge", "arena", "budget", "table", "units", "extents", "stream", "coverage", "sources"),
+    *("journal", "blockfile", "output", "destination", "findings", "run"),
     *("engine", "api", "evaluate", "demo", "cli"),
 )
 FILES = sorted(ROOT.rglob("*.py"))

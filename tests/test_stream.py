@@ -8,10 +8,10 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mergekern.arena import Arena
+from mergekern.coverage import Coverage
 from mergekern.sources import sample_ranges
-from mergekern.stream import Arena
 from mergekern.tiles import TILE_ALIGN
-from mergekern.units import Coverage
 
 ARENA = Arena(1 << 20)
 
