@@ -7,7 +7,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergekern.backends import BLOCK, CHUNK, Backend
+from mergekern.backends import BLOCK as SUMMED
+from mergekern.backends import CHUNK, Backend
+from mergekern.checkpoint.direct import BLOCK
 from mergekern.counting import COUNTERS, MOST_BINS
 from mergekern.errors import BudgetError
 from mergekern.plan import Plan, Step
@@ -21,7 +23,7 @@ RUNTIME_CAP = 512 * MIB  # a notebook that already holds models must not be refu
 TILE_BYTES = 8 * MIB  # of one input: requests of this size reach a disk's full speed
 UNITS = 6  # in flight at once: some being read, one in the kernel, some being written
 RESIDENT = 3  # the same for tensors that are held whole
-PADDING = 4096  # what aligning one buffer costs at the most
+PADDING = 2 * BLOCK + 64  # what aligning one buffer to its file's blocks costs at the most
 MARGIN = 24 * MIB  # threads' stacks, journal, interpreter
 
 # What plain torch allocates per element of a tile: masks, coins and copies in the work dtype.
@@ -132,7 +134,7 @@ def _scratch(plan: Plan, tile: int | None, lanes: int) -> int:
     for step in plan.steps:
         experts = len(step.experts)
         if step.action == "merge":
-            sums = max(sums, step.numel // BLOCK * 8 * experts * max(experts, 2) * 2)
+            sums = max(sums, step.numel // SUMMED * 8 * experts * max(experts, 2) * 2)
         if step.spec is not None and step.spec.trims:
             selection = max(selection, _selection(step, step.numel, lanes))
             chunks += step.numel // CHUNK * 8 * experts * 2

@@ -12,21 +12,19 @@ from concurrent.futures import Executor, wait
 from pathlib import Path
 from threading import Lock
 
-from xxhash import xxh3_64
-
 from mergekern import journal
+from mergekern.blockfile import BlockFile
 from mergekern.checkpoint.base import listing
-from mergekern.checkpoint.descriptors import open_file
+from mergekern.checkpoint.direct import BLOCK
 from mergekern.checkpoint.files import write_whole
 from mergekern.checkpoint.layout import Shard, index_json
+from mergekern.coverage import Coverage
 from mergekern.errors import OutputError
 from mergekern.journal import Range
 from mergekern.lock import LOCK
-from mergekern.units import Coverage
 
 INDEX = "model.safetensors.index.json"
 MOVES_ON = "run the same command again to go on from here"
-UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 def finished_digest(folder: Path) -> str | None:
@@ -78,22 +76,22 @@ class OutputFolder:
     def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
         self.folder = folder
         self._shards = shards
-        self._fds = [-1] * len(shards)
+        self._files: list[BlockFile] = []
         self._left = [0] * len(shards)  # bytes still to be written
         self._lock = Lock()
 
     def prepare(self) -> None:
         """Allocate every shard and write its header. Raises OutputError when the disk is full."""
         self._check_space()
-        for number, shard in enumerate(self._shards):
+        for shard in self._shards:
             part = self._partial(shard)
             with contextlib.suppress(FileNotFoundError):  # renamed already, but the rest was not
                 os.rename(self.folder / shard.file, part)
             try:
-                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-                self._fds[number] = open_file(part, flags)
-                _allocate(self._fds[number], shard.size)
-                _write(self._fds[number], 0, memoryview(shard.header))
+                file = BlockFile(part)
+                self._files.append(file)
+                file.allocate(shard.size)
+                file.write_head(shard.header)
             except OSError as error:
                 raise self.failure(error, shard.file) from error
 
@@ -101,7 +99,7 @@ class OutputFolder:
         """Those of the recorded ranges whose bytes are on disk as they were written."""
         numbers = {shard.file: number for number, shard in enumerate(self._shards)}
         lanes = 4
-        size = min(len(buffer) // lanes, 8 << 20)
+        size = min(len(buffer) // lanes, 8 << 20) // BLOCK * BLOCK
 
         def check(lane: int) -> list[tuple[str, int, int]]:
             part = buffer[lane * size : (lane + 1) * size]
@@ -109,7 +107,9 @@ class OutputFolder:
             return [
                 (found.file, found.offset, found.length)
                 for found in known
-                if _matches(self._fds[numbers[found.file]], found, part)
+                if self._files[numbers[found.file]].matches(
+                    found.offset, found.length, found.xxh3, part
+                )
             ]
 
         futures = [pool.submit(check, lane) for lane in range(lanes)]
@@ -124,9 +124,9 @@ class OutputFolder:
                 self._finish(number)
 
     def write(self, number: int, offset: int, data: memoryview) -> None:
-        """Write bytes of a shard where they belong."""
+        """Write bytes of a shard where they belong; in memory they lie as there, modulo BLOCK."""
         try:
-            _write(self._fds[number], offset, data)
+            self._files[number].write(offset, data)
         except OSError as error:
             raise self.failure(error, self._shards[number].file) from error
 
@@ -159,10 +159,8 @@ class OutputFolder:
                 os.close(fd)
 
     def close(self) -> None:
-        for number, fd in enumerate(self._fds):
-            if fd >= 0:
-                os.close(fd)
-                self._fds[number] = -1
+        for file in self._files:
+            file.close()
 
     def discard(self) -> None:
         """Remove what prepare() made."""
@@ -206,41 +204,7 @@ class OutputFolder:
     def _finish(self, number: int) -> None:
         shard = self._shards[number]
         try:
-            os.fsync(self._fds[number])
+            self._files[number].sync()
             os.rename(self._partial(shard), self.folder / shard.file)
         except OSError as error:
             raise self.failure(error, shard.file) from error
-
-
-def _allocate(fd: int, size: int) -> None:
-    if os.fstat(fd).st_size != size:
-        os.ftruncate(fd, size)
-    if size == 0 or not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(fd, 0, size)
-    except OSError as error:
-        if error.errno not in UNSUPPORTED:
-            raise
-
-
-def _write(fd: int, offset: int, data: memoryview) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)
-    if hasattr(os, "posix_fadvise"):
-        # Starts writing to disk now, so that neither dirty pages nor the last fsync pile up.
-        with contextlib.suppress(OSError):  # advice only
-            os.posix_fadvise(fd, offset, len(data), os.POSIX_FADV_DONTNEED)
-
-
-def _matches(fd: int, found: Range, buffer: memoryview) -> bool:
-    digest = xxh3_64()
-    at, stop = found.offset, found.offset + found.length
-    while at < stop:
-        got = os.preadv(fd, [buffer[: stop - at]], at)
-        if got == 0:
-            return False
-        digest.update(buffer[:got])
-        at += got
-    return bool(digest.hexdigest() == found.xxh3)

@@ -1,35 +1,33 @@
-"""One merge into a folder: what it holds open, what is done, and the order of what is not."""
+"""One merge into a folder: the order of what is to be done, and who does it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from xxhash import xxh3_64_hexdigest
+import numpy as np
 
+from mergekern.arena import Arena
 from mergekern.backends import Backend
 from mergekern.budget import MemoryEstimate
 from mergekern.checkpoint.base import Checkpoint
-from mergekern.errors import OutputError
+from mergekern.destination import Destination
+from mergekern.extents import Span, lay_out
 from mergekern.findings import check_copied, check_findings
 from mergekern.fused import FusedOp, Tile
-from mergekern.journal import Journal, Range
-from mergekern.output import OutputFolder
 from mergekern.plan import Plan, Step
 from mergekern.progress import Progress
 from mergekern.sources import Reel, Resident
 from mergekern.statistics import fused_op, resolve
-from mergekern.stream import Arena, Flight, Pipeline
-from mergekern.tiles import Part
+from mergekern.stream import Flight, Pipeline
+from mergekern.table import tabulate
 from mergekern.trimming import Windows, exact_windows
-from mergekern.units import Cutter, Interval
+from mergekern.units import Cutter, Pieces
 
 CHUNK = 16 << 20  # bytes written and recorded by one task
 RESUME, THRESHOLDS, MERGE = "resume", "thresholds", "merge"  # phases, as progress shows them
-
-Todo = list[tuple[Step, list[Interval]]]  # every step, and the elements that it lacks
 
 
 class Run:
@@ -48,137 +46,88 @@ class Run:
         self._backend = backend
         self._progress = progress
         self._showing = False
-        self._pipeline = Pipeline(checkpoints, Arena(estimate.buffers))
-        self._cutter = Cutter(plan, checkpoints, estimate.buffers, estimate.tile)
-        self._journal: Journal | None = None
-        self._windows: Windows | None = None
-        self._ops: dict[str, FusedOp] = {}
+        self._table = tabulate(plan, checkpoints)
+        self._pipeline = Pipeline(self._table, Arena(estimate.buffers))
+        self._cutter = Cutter(self._table, estimate.buffers, estimate.tile)
+        self._destination: Destination | None = None
+        self._op: tuple[Step, FusedOp] | None = None  # of the tensor being merged
 
     @property
     def bytes_read(self) -> int:
         return self._pipeline.bytes_read
 
     def open(self, output: Path, inputs: list[Any] | None) -> int:
-        """Take the folder, with what a run before this one left in it. Returns its bytes.
-
-        inputs: the state of the input files; None when they cannot be known to be the same.
-        """
-        made = not output.exists()
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            self._journal = journal = Journal(output)
-        except OSError as error:
-            raise OutputError(f"{output}: cannot be written: {error.strerror}") from error
-        self._folder = OutputFolder(output, self._plan.shards)
-        digest = journal.records.digest
-        if digest is not None and inputs is not None:
-            _check_same(output, digest == self._plan.digest, journal.records.inputs == inputs)
-        else:
-            journal.begin(self._plan.digest, inputs)
-        try:
-            self._folder.prepare()
-        except OutputError:
-            if not journal.records.ranges:
-                self._abandon(made)
-            raise
+        """Take the folder, with what a run before this one left in it. Returns its bytes."""
+        self._destination = Destination(self._plan, output)
         buffer = self._pipeline.arena.bytes
-        ranges = journal.records.ranges
-        self._covered = self._folder.verify(ranges, buffer, self._pipeline.readers)
-        self._windows = journal.records.windows
-        return self._covered.nbytes
+        return self._destination.open(inputs, buffer, self._pipeline.readers)
 
     def merge(self) -> int:
         """Everything that is not there yet. Returns the bytes written."""
-        todo = [(step, self._missing(step)) for step in self._plan.steps]
+        assert self._destination is not None
+        table = self._table
+        rows = np.arange(len(table.steps))
+        fits = self._cutter.fits(rows)
+        todo = self._destination.missing(table, table.whole_tensor & fits)
         written = self._expect(todo)
-        if self._plan.whole_model and self._windows is None and written:
+        if self._plan.whole_model and self._destination.windows is None and written:
             self._find_windows()
-        apart = {step.name for step, missing in todo if missing and self._must_stream(step)}
-        together = (item for item in todo if item[0].name not in apart)
-        self._merge_parts(part for item in together for part in self._parts(*item))
-        for step, missing in todo:
-            if step.name in apart:
-                self._merge_streamed(step, missing)
+        apart = (table.whole_tensor & ~fits)[todo.row]
+        whole = todo[table.whole_tensor[todo.row] & ~apart]
+        tiled = self._cutter.tiles(todo[~table.whole_tensor[todo.row]])
+        self._merge_pieces(_in_order(whole, tiled))
+        for row in dict.fromkeys(todo.row[apart].tolist()):
+            self._merge_streamed(row, todo[todo.row == row])
         self._pipeline.drain()
         return written
 
     def finish(self, finish: Callable[[Path], None]) -> None:
         """Index and side files; the journal goes last."""
-        assert self._journal is not None
-        self._folder.write_index()
-        try:
-            finish(self._folder.folder)
-            self._folder.sync()
-        except OSError as error:
-            raise self._folder.failure(error, str(error.filename or "a side file")) from error
-        self._journal.remove()
+        assert self._destination is not None
+        self._destination.finish(finish)
 
     def close(self) -> None:
         """Stop the threads and let go of files and buffers; what is recorded stays."""
         self._pipeline.close()
         if self._showing:
             self._progress.stop()
-        if self._journal is not None:
-            self._folder.close()
-            self._journal.close()
+        if self._destination is not None:
+            self._destination.close()
 
-    def _abandon(self, made: bool) -> None:
-        """Leave nothing behind where nothing was merged yet."""
-        assert self._journal is not None
-        self._folder.discard()
-        self._journal.remove()
-        if made:
-            self._folder.folder.rmdir()
-
-    def _missing(self, step: Step) -> list[Interval]:
-        """The elements that still have to be merged."""
-        number, offset = self._cutter.where(step)
-        file = self._plan.shards[number].file
-        missing = self._covered.missing(file, offset, offset + step.nbytes)
-        if missing and _whole_tensor(step) and self._cutter.fits(step):
-            return [(0, step.numel)]  # it is read whole in any case
-        return self._cutter.intervals(step, missing)
-
-    def _expect(self, todo: Todo) -> int:
+    def _expect(self, todo: Pieces) -> int:
         """Say what is to come, to the folder and to whom it is shown. Returns bytes to write."""
-        left: dict[int, int] = {}
-        total = resumed = done = 0
-        for step, missing in todo:
-            elements = sum(stop - start for start, stop in missing)
-            number, _ = self._cutter.where(step)
-            left[number] = left.get(number, 0) + elements * step.dtype.itemsize
-            total += self._traffic(step, step.numel)
-            resumed += self._traffic(step, step.numel - elements)
-            done += not missing
-        self._folder.expect(left)
-        written = sum(left.values())
+        assert self._destination is not None
+        table = self._table
+        elements = np.zeros(len(table.steps), np.int64)
+        np.add.at(elements, todo.row, todo.numel)
+        left = np.zeros(len(self._plan.shards), np.int64)
+        np.add.at(left, table.shard, elements * table.itemsize)
+        self._destination.expect(dict(enumerate(left.tolist())))
+        written = int(left.sum())
         self._unseen = 0
-        if self._plan.whole_model and self._windows is None and written:
+        if self._plan.whole_model and self._destination.windows is None and written:
             passes = self._plan.passes - 1
-            self._unseen = passes * sum(self._traffic(s, s.numel) for s in self._model_steps())
-        self._progress.start(total + self._unseen, len(todo))
+            rows = self._model_rows()
+            self._unseen = passes * int((table.traffic * table.numel)[rows].sum())
+        total = int((table.traffic * table.numel).sum())
+        resumed = total - int((table.traffic * elements).sum())
+        self._progress.start(total + self._unseen, len(table.steps))
         self._showing = True
-        if done:
+        if done := int((elements == 0).sum()):
             self._progress.advance(resumed, done, RESUME)
         return written
 
-    def _traffic(self, step: Step, elements: int) -> int:
-        """Bytes read and written for some elements of a step."""
-        itemsizes = (self._cutter.info(source).dtype.itemsize for source in step.inputs)
-        return elements * (sum(itemsizes) + step.dtype.itemsize)
-
-    def _model_steps(self) -> list[Step]:
-        steps = self._plan.steps
-        return [s for s in steps if s.spec is not None and s.spec.whole_model and s.numel]
+    def _model_rows(self) -> np.ndarray:
+        steps = enumerate(self._plan.steps)
+        rows = [n for n, s in steps if s.spec is not None and s.spec.whole_model and s.numel]
+        return np.array(rows, np.int64)
 
     def _find_windows(self) -> None:
         """The first pass of methods that need a number of the whole model."""
-        steps = self._model_steps()
-        reel = Reel(self._pipeline, self._cutter, steps, self._show_thresholds)
-        self._windows = exact_windows(self._backend, reel)
+        assert self._destination is not None
+        reel = Reel(self._pipeline, self._cutter, self._model_rows(), self._show_thresholds)
+        self._destination.keep_windows(exact_windows(self._backend, reel))
         self._show_thresholds(self._unseen)
-        assert self._journal is not None
-        self._journal.add_windows(self._windows)
 
     def _show_thresholds(self, nbytes: int) -> None:
         """How often is read is only known afterwards: show no more than was announced."""
@@ -186,88 +135,85 @@ class Run:
         self._unseen -= nbytes
         self._progress.advance(nbytes, 0, THRESHOLDS)
 
-    def _must_stream(self, step: Step) -> bool:
-        return _whole_tensor(step) and not self._cutter.fits(step)
-
-    def _parts(self, step: Step, missing: list[Interval]) -> Iterator[Part]:
-        if missing and _whole_tensor(step):
-            return iter([Part(step, 0, step.numel)])
-        return self._cutter.tiles(step, missing)
-
-    def _merge_streamed(self, step: Step, missing: list[Interval]) -> None:
+    def _merge_streamed(self, row: int, ranges: Pieces) -> None:
         """A tensor that needs statistics of all of it, and is larger than the buffers."""
-        reel = Reel(self._pipeline, self._cutter, [step])
-        self._ops = {step.name: resolve(self._backend, reel, self._known(step))}
-        self._merge_parts(self._cutter.tiles(step, missing))
+        assert self._destination is not None
+        step = self._plan.steps[row]
+        reel = Reel(self._pipeline, self._cutter, np.array([row]))
+        self._op = (step, resolve(self._backend, reel, self._known(step)))
+        self._merge_pieces(self._cutter.tiles(ranges))
 
-    def _merge_parts(self, parts: Iterable[Part]) -> None:
-        last: Step | None = None
-        for flight in self._pipeline.stream(self._cutter.units(parts, output=True)):
-            moved = done = 0
-            for number, part in enumerate(flight.unit.parts):
-                done += last is not None and part.step is not last
-                last = part.step
-                self._merge_part(flight, number)
-                moved += self._traffic(part.step, part.numel)
+    def _merge_pieces(self, pieces: Pieces) -> None:
+        table = self._table
+        bundles = self._cutter.bundles(pieces, output=True)
+        units = (lay_out(table, bundle, output=True) for bundle in bundles)
+        seen = -1
+        for flight in self._pipeline.stream(units):
+            row = flight.unit.pieces.row
+            for piece in range(len(row)):
+                self._merge_piece(flight, piece)
             self._write(flight)
+            # A tensor is done when the next one begins, for all pieces in order.
+            done = int((np.diff(row, prepend=seen) != 0).sum()) - (seen < 0)
+            seen = int(row[-1])
+            moved = int((table.traffic[row] * flight.unit.pieces.numel).sum())
             self._progress.advance(moved, done, MERGE)
-        if last is not None:
+        if seen >= 0:
             self._progress.advance(0, 1, MERGE)
 
-    def _merge_part(self, flight: Flight, number: int) -> None:
-        step = flight.unit.parts[number].step
-        tile, out = flight.tile(number), flight.out(number)
+    def _merge_piece(self, flight: Flight, piece: int) -> None:
+        step = self._plan.steps[int(flight.unit.pieces.row[piece])]
+        tile, out = flight.tile(piece), flight.out(piece)
         if step.action == "copy":
             check_copied(self._plan, self._checkpoints, step, tile)
             if out.data_ptr() != tile.experts[0].data_ptr():
                 out.copy_(tile.experts[0])
             return
-        found = self._backend.fuse(self._op(step, tile), tile, out)
+        found = self._backend.fuse(self._op_of(step, tile), tile, out)
         check_findings(self._plan, self._checkpoints, step, found)
 
-    def _op(self, step: Step, tile: Tile) -> FusedOp:
+    def _op_of(self, step: Step, tile: Tile) -> FusedOp:
         """The tiles of one tensor follow each other, and share its op."""
-        if step.name not in self._ops:
+        assert self._destination is not None
+        if self._op is None or self._op[0] is not step:
             known = self._known(step)
-            if _whole_tensor(step):
+            if step.spec is not None and step.spec.whole_tensor:
                 op = resolve(self._backend, Resident([(step, tile)]), known)
             else:
                 op = fused_op(step, known[step.name] if known else None)
-            self._ops = {step.name: op}
-        return self._ops[step.name]
+            self._op = (step, op)
+        return self._op[1]
 
     def _known(self, step: Step) -> Windows | None:
-        return self._windows if step.spec is not None and step.spec.whole_model else None
+        assert self._destination is not None
+        whole_model = step.spec is not None and step.spec.whole_model
+        return self._destination.windows if whole_model else None
 
     def _write(self, flight: Flight) -> None:
-        for run in flight.unit.runs:
-            for at in range(0, run.length, CHUNK):
-                data = flight.bytes(run.begin + at, min(CHUNK, run.length - at))
-                job = partial(self._store, run.shard, run.offset + at, data)
-                self._pipeline.write(flight, job)
-
-    def _store(self, shard: int, offset: int, data: memoryview) -> None:
-        """Runs on a writer thread: bytes first, then the record that they are there."""
-        assert self._journal is not None
-        self._folder.write(shard, offset, data)
-        file = self._plan.shards[shard].file
-        self._journal.add_range(Range(file, offset, len(data), xxh3_64_hexdigest(data)))
-        self._folder.written(shard, len(data))
+        assert self._destination is not None
+        for span in flight.unit.spans:
+            for part in _cut(span):
+                data = flight.bytes(part.begin, part.length)
+                self._pipeline.write(flight, partial(self._destination.store, part, data))
 
 
-def _whole_tensor(step: Step) -> bool:
-    return step.spec is not None and step.spec.whole_tensor
+def _in_order(first: Pieces, second: Pieces) -> Pieces:
+    """Two lists of pieces as one, in the order of rows and within them as they are."""
+    columns = zip(_columns(first), _columns(second), strict=True)
+    both = Pieces(*(np.concatenate(pair) for pair in columns))
+    return both[np.argsort(both.row, kind="stable")]
 
 
-def _check_same(output: Path, same_plan: bool, same_inputs: bool) -> None:
-    if same_plan and same_inputs:
-        return
-    what = (
-        "inputs whose files were changed since"
-        if same_plan
-        else ("another recipe, other inputs or other settings")
-    )
-    raise OutputError(
-        f"{output}: holds an unfinished merge of {what}, which this one cannot go on with; remove "
-        f"the folder or choose another"
-    )
+def _columns(pieces: Pieces) -> tuple[np.ndarray, ...]:
+    return pieces.row, pieces.start, pieces.stop
+
+
+def _cut(span: Span) -> list[Span]:
+    """A span in parts of at most CHUNK bytes, cut where blocks of the file are."""
+    found = []
+    at = span.offset
+    while at < span.offset + span.length:
+        stop = min(at // CHUNK * CHUNK + CHUNK, span.offset + span.length)
+        found.append(Span(span.shard, at, span.begin + at - span.offset, stop - at))
+        at = stop
+    return found

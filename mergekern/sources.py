@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
+import numpy as np
 import torch
 
+from mergekern.extents import lay_out
 from mergekern.fused import Tile
 from mergekern.plan import Step
 from mergekern.stream import Pipeline
 from mergekern.tiles import Part, cut
-from mergekern.units import Cutter
+from mergekern.units import Cutter, Pieces
 
 
 class Resident:
@@ -38,8 +41,7 @@ class Resident:
 
 def _cut(tile: Tile, part: Part) -> Tile:
     """One part of a tile, without a copy; what it is read for does not go by its offset."""
-    piece = cut(tile, part.start, part.stop)
-    return Tile(tile.tensor, 0, piece.base, piece.experts)
+    return replace(cut(tile, part.start, part.stop), offset=0)
 
 
 def _join(tile: Tile, parts: Sequence[Part]) -> Tile:
@@ -67,29 +69,37 @@ class Reel:
         self,
         pipeline: Pipeline,
         cutter: Cutter,
-        steps: Sequence[Step],
+        rows: np.ndarray,
         on_read: Callable[[int], None] = lambda nbytes: None,
     ) -> None:
-        self.steps = steps
+        """rows: of the pipeline's table. on_read: told of the bytes of each tile."""
+        self.steps = [pipeline.table.steps[row] for row in rows.tolist()]
+        self._rows = rows
+        self._row_of = {id(step): row for step, row in zip(self.steps, rows.tolist(), strict=True)}
         self._pipeline = pipeline
         self._cutter = cutter
         self._on_read = on_read
 
     def tiles(self) -> Iterator[tuple[Step, Tile]]:
-        everything = (self._cutter.tiles(step, [(0, step.numel)]) for step in self.steps)
-        for part, tile in self._read(part for parts in everything for part in parts):
-            yield part.step, tile
+        numel = self._pipeline.table.numel[self._rows]
+        everything = Pieces(self._rows, np.zeros_like(numel), numel)
+        return self._read(self._cutter.tiles(everything))
 
     def parts(self, parts: Sequence[Part]) -> Iterator[tuple[Sequence[Part], Tile]]:
-        for part, tile in self._read(parts):
-            yield [part], Tile(tile.tensor, 0, tile.base, tile.experts)
+        columns = [[self._row_of[id(p.step)] for p in parts], [p.start for p in parts]]
+        pieces = Pieces(*(np.array(c, np.int64) for c in (*columns, [p.stop for p in parts])))
+        for part, (_, tile) in zip(parts, self._read(pieces), strict=True):
+            yield [part], replace(tile, offset=0)
 
-    def _read(self, parts: Iterable[Part]) -> Iterator[tuple[Part, Tile]]:
-        for flight in self._pipeline.stream(self._cutter.units(parts, output=False)):
-            for number, part in enumerate(flight.unit.parts):
-                tile = flight.tile(number)
+    def _read(self, pieces: Pieces) -> Iterator[tuple[Step, Tile]]:
+        table = self._pipeline.table
+        bundles = self._cutter.bundles(pieces, output=False)
+        units = (lay_out(table, bundle, output=False) for bundle in bundles)
+        for flight in self._pipeline.stream(units):
+            for piece, row in enumerate(flight.unit.pieces.row.tolist()):
+                tile = flight.tile(piece)
                 self._on_read(_nbytes(tile))
-                yield part, tile
+                yield table.steps[row], tile
 
 
 def _nbytes(tile: Tile) -> int:

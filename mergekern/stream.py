@@ -2,111 +2,130 @@
 
 from __future__ import annotations
 
-import mmap
+import ctypes
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from operator import itemgetter
+from threading import Barrier
 
+import numpy as np
 import torch
 
-from mergekern.checkpoint.base import Checkpoint
+from mergekern.arena import Arena
+from mergekern.extents import Extent, Unit
 from mergekern.fused import Tile
-from mergekern.units import Unit
+from mergekern.table import MEMORY, NONE, Table
 
-HUGE_PAGE = 2 << 20
-READERS = 4  # requests in flight that a disk needs to reach its full speed
+READERS = 8  # requests in flight that a disk needs to reach its full speed
 WRITERS = 2
-REQUEST = 8 << 20  # bytes read by one task
+REQUEST = 8 << 20  # bytes of one request
 
-Read = tuple[int, str, int, int, torch.Tensor]  # model, tensor, first and last element, buffer
-
-
-class Arena:
-    """Memory allocated once and reused, handed out as a ring: first taken, first given back."""
-
-    def __init__(self, nbytes: int) -> None:
-        # Private, not shared: shared anonymous memory is a file to the kernel, without huge pages.
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._map = mmap.mmap(-1, nbytes + HUGE_PAGE, flags=private)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._map.madvise(mmap.MADV_HUGEPAGE)
-        whole = torch.frombuffer(self._map, dtype=torch.uint8)
-        skip = -whole.data_ptr() % HUGE_PAGE
-        self.nbytes = nbytes
-        self.tensor = whole[skip : skip + nbytes]
-        self.bytes = memoryview(self._map)[skip : skip + nbytes]
-        self._taken: deque[tuple[int, int]] = deque()
-
-    def take(self, nbytes: int) -> int | None:
-        """The first byte of a free stretch; None when there is none until something is given."""
-        begin = self._free(nbytes)
-        if begin is not None:
-            self._taken.append((begin, nbytes))
-        return begin
-
-    def give(self) -> None:
-        """Give back what was taken first."""
-        self._taken.popleft()
-
-    def _free(self, nbytes: int) -> int | None:
-        if not self._taken:
-            return 0 if nbytes <= self.nbytes else None
-        oldest, newest = self._taken[0][0], self._taken[-1]
-        head = -(-sum(newest) // 4096) * 4096
-        wrapped = newest[0] < oldest
-        if head + nbytes <= (oldest if wrapped else self.nbytes):
-            return head
-        return 0 if not wrapped and nbytes <= oldest else None
+_memmove = ctypes.CDLL(None).memmove  # lets other Python threads run meanwhile
+_memmove.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 class Flight:
     """A unit with its memory: being read, held, being written."""
 
-    def __init__(self, unit: Unit, begin: int, pipeline: Pipeline) -> None:
+    def __init__(self, unit: Unit, begin: int, table: Table, arena: Arena) -> None:
         self.unit = unit
         self.begin = begin
         self.reads: list[Future[None]] = []
         self.writes: list[Future[None]] = []
         self.held = True
-        self._pipeline = pipeline
+        self._table = table
+        self._arena = arena
+        self._views: list[torch.Tensor] = []  # of models in memory, while addresses are in use
 
     @property
     def futures(self) -> list[Future[None]]:
         return self.reads + self.writes
 
-    def input(self, part: int, place: int) -> torch.Tensor:
-        """One input of one part, flat, in its own dtype."""
-        piece = self.unit.parts[part]
-        source = piece.step.inputs[place]
-        checkpoint = self._pipeline.checkpoints[source.model]
-        begin = self.unit.places[part].inputs[place]
-        if begin is None:
-            return checkpoint.read(source.name, piece.start, piece.stop, None)
-        dtype = checkpoint.tensors[source.name].dtype
-        return self._view(begin, piece.numel * dtype.itemsize).view(dtype)
+    def tile(self, piece: int) -> Tile:
+        """The inputs of one piece."""
+        pieces = self.unit.pieces
+        row, start = int(pieces.row[piece]), int(pieces.start[piece])
+        step = self._table.steps[row]
+        base = None if step.base is None else self._input(piece, 0)
+        experts = (self._input(piece, 1 + place) for place in range(len(step.experts)))
+        return Tile(step.name, start, base, tuple(experts))
 
-    def tile(self, part: int) -> Tile:
-        piece = self.unit.parts[part]
-        step = piece.step
-        inputs = [self.input(part, place) for place in range(len(step.inputs))]
-        base = None if step.base is None else inputs.pop(0)
-        return Tile(step.name, piece.start, base, tuple(inputs))
+    def out(self, piece: int) -> torch.Tensor:
+        """Where a piece's output belongs, flat, in its dtype."""
+        pieces = self.unit.pieces
+        dtype = self._table.steps[int(pieces.row[piece])].dtype
+        length = int(pieces.stop[piece] - pieces.start[piece]) * dtype.itemsize
+        return self._view(int(self.unit.outs[piece]), length).view(dtype)
 
-    def out(self, part: int) -> torch.Tensor:
-        """Where a part's output belongs, flat, in its dtype."""
-        piece = self.unit.parts[part]
-        dtype = piece.step.dtype
-        view = self._view(self.unit.places[part].out, piece.numel * dtype.itemsize)
-        return view.view(dtype)
+    def inputs(self, chosen: np.ndarray) -> np.ndarray:
+        """Addresses of the inputs of some pieces, a column per slot; 0 where there is none."""
+        file = self._table.file[self.unit.pieces.row[chosen]]
+        found = self.unit.inputs[chosen] + (self._arena.address + self.begin)
+        found[file == NONE] = 0
+        for at, slot in np.argwhere(file == MEMORY).tolist():
+            view = self._input(int(chosen[at]), slot)
+            self._views.append(view)
+            found[at, slot] = view.data_ptr()
+        return found
+
+    def outs(self, chosen: np.ndarray) -> np.ndarray:
+        """Addresses of the outputs of some pieces."""
+        found: np.ndarray = self.unit.outs[chosen] + (self._arena.address + self.begin)
+        return found
 
     def bytes(self, begin: int, length: int) -> memoryview:
         first = self.begin + begin
-        return self._pipeline.arena.bytes[first : first + length]
+        return self._arena.bytes[first : first + length]
+
+    def read(self, extent: Extent, first: int, stop: int) -> None:
+        """Read bytes [first, stop) of an extent, request by request; runs on a reader thread."""
+
+        def what(byte: int) -> str:
+            return self._tensor_at(extent.file, byte)
+
+        for at in range(first, stop, REQUEST):
+            view = self.bytes(extent.begin + at, min(REQUEST, stop - at))
+            self._table.files[extent.file].read_blocks(extent.offset + at, view, what)
+        if extent.shift:
+            head = self._arena.address + self.begin + extent.begin
+            _memmove(head + extent.shift, head, extent.nbytes - extent.shift)
+
+    def decode(self, decoded: Sequence[tuple[int, int]]) -> None:
+        """Read inputs that are no plain bytes of a file; runs on a reader thread."""
+        pieces = self.unit.pieces
+        for piece, slot in decoded:
+            checkpoint, info = self._table.source(int(pieces.row[piece]), slot)
+            start, stop = int(pieces.start[piece]), int(pieces.stop[piece])
+            length = (stop - start) * info.dtype.itemsize
+            buffer = self._view(int(self.unit.inputs[piece, slot]), length)
+            found = checkpoint.read(info.name, start, stop, buffer)
+            if found.data_ptr() != buffer.data_ptr():  # one that computes what it reads
+                buffer.copy_(found.contiguous().view(torch.uint8))
+
+    def _input(self, piece: int, slot: int) -> torch.Tensor:
+        """One input of one piece, flat, in its own dtype."""
+        pieces = self.unit.pieces
+        row, start, stop = (int(c[piece]) for c in (pieces.row, pieces.start, pieces.stop))
+        checkpoint, info = self._table.source(row, slot)
+        if self._table.file[row, slot] == MEMORY:
+            return checkpoint.read(info.name, start, stop, None)
+        length = (stop - start) * info.dtype.itemsize
+        return self._view(int(self.unit.inputs[piece, slot]), length).view(info.dtype)
+
+    def _tensor_at(self, file: int, byte: int) -> str:
+        """What a message calls the bytes of a file that this unit reads."""
+        table, row = self._table, self.unit.pieces.row
+        begin = table.begin[row] + self.unit.pieces.start[:, None] * table.width[row]
+        behind = begin + self.unit.pieces.numel[:, None] * table.width[row]
+        found = np.argwhere((table.file[row] == file) & (behind > byte))
+        if not len(found):
+            return f"byte {byte}"
+        at, slot = min(found.tolist(), key=lambda place: int(begin[place[0], place[1]]))
+        return f"tensor {table.source(int(row[at]), slot)[1].name!r}"
 
     def _view(self, begin: int, length: int) -> torch.Tensor:
         first = self.begin + begin
-        return self._pipeline.arena.tensor[first : first + length]
+        return self._arena.tensor[first : first + length]
 
 
 class Pipeline:
@@ -116,13 +135,16 @@ class Pipeline:
     errors surface in the calling thread, once.
     """
 
-    def __init__(self, checkpoints: Sequence[Checkpoint], arena: Arena) -> None:
-        self.checkpoints = checkpoints
+    def __init__(self, table: Table, arena: Arena) -> None:
+        self.table = table
         self.arena = arena
         self.bytes_read = 0
         self.readers = ThreadPoolExecutor(READERS, thread_name_prefix="mergekern-read")
         self.writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="mergekern-write")
         self._flights: deque[Flight] = deque()  # as they lie in the arena, oldest first
+        # Now, since a thread that starts beside reads waits until their memory has been mapped.
+        _start(self.readers, READERS)
+        _start(self.writers, WRITERS)
 
     def stream(self, units: Iterator[Unit]) -> Iterator[Flight]:
         """Units with their inputs read, in order; each is held until the next one is asked for."""
@@ -168,10 +190,18 @@ class Pipeline:
             begin = self.arena.take(unit.nbytes)
         if begin is None:
             return None
-        flight = Flight(unit, begin, self)
+        flight = Flight(unit, begin, self.table, self.arena)
         self._flights.append(flight)
-        for task in self._tasks(flight):
-            flight.reads.append(self.readers.submit(self._read, task))
+        for extent in unit.extents:
+            # A shifted extent is one task: it moves when all of it is there.
+            length = extent.nbytes if extent.shift else REQUEST
+            for first in range(0, extent.nbytes, length):
+                stop = min(first + length, extent.nbytes)
+                flight.reads.append(self.readers.submit(flight.read, extent, first, stop))
+        for lane in range(min(READERS, len(unit.decoded))):
+            mine = unit.decoded[lane::READERS]
+            flight.reads.append(self.readers.submit(flight.decode, mine))
+        self.bytes_read += unit.bytes_read
         return flight
 
     def _land(self) -> None:
@@ -182,40 +212,13 @@ class Pipeline:
         self._flights.popleft()
         self.arena.give()
 
-    def _tasks(self, flight: Flight) -> Iterator[list[Read]]:
-        """The reads of a unit: by model, so that each file is visited in its order, then cut."""
-        reads = sorted(self._reads(flight), key=itemgetter(0))
-        task: list[Read] = []
-        nbytes = 0
-        for read in reads:
-            if task and (nbytes + read[4].numel() > REQUEST or task[0][0] != read[0]):
-                yield task
-                task, nbytes = [], 0
-            task.append(read)
-            nbytes += read[4].numel()
-        if task:
-            yield task
-        self.bytes_read += sum(read[4].numel() for read in reads)
 
-    def _reads(self, flight: Flight) -> Iterator[Read]:
-        for part, place in zip(flight.unit.parts, flight.unit.places, strict=True):
-            for source, begin in zip(part.step.inputs, place.inputs, strict=True):
-                if begin is None:
-                    continue
-                checkpoint = self.checkpoints[source.model]
-                itemsize = checkpoint.tensors[source.name].dtype.itemsize
-                longest = REQUEST // itemsize
-                for start in range(part.start, part.stop, longest):
-                    stop = min(start + longest, part.stop)
-                    first = flight.begin + begin + (start - part.start) * itemsize
-                    buffer = self.arena.tensor[first : first + (stop - start) * itemsize]
-                    yield source.model, source.name, start, stop, buffer
-
-    def _read(self, task: list[Read]) -> None:
-        for model, name, start, stop, buffer in task:
-            found = self.checkpoints[model].read(name, start, stop, buffer)
-            if found.data_ptr() != buffer.data_ptr():  # a reader that has to compute what it reads
-                buffer.copy_(found.contiguous().view(torch.uint8))
+def _start(pool: ThreadPoolExecutor, threads: int) -> None:
+    """Make a pool start all its threads."""
+    gate = Barrier(threads + 1)
+    for _ in range(threads):
+        pool.submit(gate.wait)
+    gate.wait()
 
 
 def _done(flight: Flight) -> bool:

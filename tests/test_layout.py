@@ -12,7 +12,8 @@ ABOVE_TO_BELOW = """
 errors version sizes dtypes collector _C fused spec methods recipe
 checkpoint report plan tied fitting planner lock card progress
 backends tiles keys counting doubts sampling walking speculation trimming statistics onepass spill
-huge budget units stream sources journal output findings run
+huge arena budget table units extents stream coverage sources
+journal blockfile output destination findings run
 engine api evaluate demo cli
 """
 ORDER = ABOVE_TO_BELOW.split()

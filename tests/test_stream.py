@@ -7,8 +7,8 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergekern.stream import Arena
-from mergekern.units import Coverage
+from mergekern.arena import Arena
+from mergekern.coverage import Coverage
 
 ARENA = Arena(1 << 20)
 

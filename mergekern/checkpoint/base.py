@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
+from mergekern.checkpoint.files import WeightFile
+
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
@@ -41,6 +43,8 @@ class Checkpoint(Protocol):
     folder:       where the side files lie, None in memory
     fingerprint:  file name -> sha256 of its header ({} in memory)
     on_disk:      True when read() copies into the buffer; False when it returns a view of memory
+    files:        TensorInfo.file -> the open file, where a tensor's bytes lie there just as read()
+                  gives them; files that must be decoded or are in memory are left out
     """
 
     label: str
@@ -51,6 +55,7 @@ class Checkpoint(Protocol):
     folder: Path | None
     fingerprint: Mapping[str, str]
     on_disk: bool
+    files: Mapping[str, WeightFile]
 
     def read(self, name: str, start: int, stop: int, buffer: torch.Tensor | None) -> torch.Tensor:
         """Elements [start, stop) of a tensor, flat, in its own dtype.

@@ -5,16 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from pathlib import Path
 
 
-def open_file(path: Path, flags: int, mode: int = 0o666) -> int:
-    """os.open, for files that stay open by the hundred.
+def open_file(path: str | os.PathLike[str], flags: int, mode: int = 0o666) -> int:
+    """os.open, not passed to children, for files that stay open by the hundred.
 
     Raises the soft limit to the hard one once half of it is used, so that whatever else is opened
     finds room too. Raises OSError as os.open does; at the hard limit it names the mend.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    flags |= os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags, mode)
     except OSError as error:

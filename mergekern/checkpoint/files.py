@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 
 import torch
 
+from mergekern.checkpoint import direct
 from mergekern.checkpoint.descriptors import open_file
 from mergekern.errors import CheckpointError
 
@@ -28,14 +32,18 @@ class WeightFile:
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
                 raise CheckpointError(f"{path}: is not a regular file")
-            self._fd = open_file(path, os.O_RDONLY | os.O_CLOEXEC)
-            # Closes it when the last reader is gone, even where nobody called close().
-            self._close = weakref.finalize(self, os.close, self._fd)
+            self._fd = open_file(path, os.O_RDONLY)
+            self._fds = [self._fd]
+            # Closes them when the last reader is gone, even where nobody called close().
+            self._close = weakref.finalize(self, _close, self._fds)
             self._opened = os.fstat(self._fd)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error
         if os.pread(self._fd, len(LFS_POINTER), 0) == LFS_POINTER:
             raise CheckpointError(f"{path}: is a Git LFS pointer, not weights: run git lfs pull")
+        self._direct: int | None = None  # not tried yet; -1 where it was refused
+        self._cached: direct.Cached | None = None
+        self._lock = Lock()
 
     @property
     def size(self) -> int:
@@ -60,6 +68,17 @@ class WeightFile:
         self._fill(head.numpy().data, offset, what)
         return head.view(dtype)
 
+    def read_blocks(self, offset: int, view: memoryview, what: Callable[[int], str]) -> None:
+        """Fill `view` from `offset` on, past the page cache unless that holds the bytes already.
+
+        Offset, length and address are multiples of direct.BLOCK; what lies behind the end of the
+        file is left as it is. what: byte of the file -> what is there, for messages.
+        """
+        wanted = min(len(view), self.size - offset)
+        got = self._read_direct(view, offset, wanted, what)
+        if got < wanted:
+            self._fill(view[got:wanted], offset + got, what(offset + got))
+
     def verify_unchanged(self) -> None:
         """Raise CheckpointError when size or time of change differ from those at opening."""
         now = os.fstat(self._fd)
@@ -72,8 +91,38 @@ class WeightFile:
 
     def close(self) -> None:
         """Close the file; reads after this raise CheckpointError."""
-        self._fd = -1  # its number may be given to another file
+        self._fd = self._direct = -1  # their numbers may be given to other files
         self._close()
+
+    def _direct_fd(self) -> int:
+        with self._lock:
+            if self._direct is None:
+                self._direct = direct.open_direct(self.path, os.O_RDONLY, self._fd)
+                self._fds += [self._direct] if self._direct >= 0 else []
+                if self._direct >= 0:
+                    self._cached = direct.open_cached(self.path, self._fd)
+            return self._direct
+
+    def _read_direct(
+        self, view: memoryview, offset: int, wanted: int, what: Callable[[int], str]
+    ) -> int:
+        """Read past the page cache what is not in it; returns how far that went."""
+        fd = self._direct_fd()
+        if fd < 0 or (self._cached is not None and self._cached.holds(offset, wanted)):
+            return 0
+        got = 0
+        while got < wanted and got % direct.BLOCK == 0:
+            try:
+                step = os.preadv(fd, [view[got:]], offset + got)
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # some file systems refuse only now
+                    self._direct = -1
+                    break
+                raise self._failure(error, what(offset + got), got, wanted) from error
+            if step == 0:
+                break
+            got += step
+        return got
 
     def _fill(self, view: memoryview, offset: int, what: str) -> None:
         got = 0
@@ -81,16 +130,23 @@ class WeightFile:
             try:
                 step = os.preadv(self._fd, [view[got:]], offset + got)
             except OSError as error:
-                raise CheckpointError(
-                    f"{self.path}: {what}: reading failed after {got} of {len(view)} bytes "
-                    f"({error.strerror})"
-                ) from error
+                raise self._failure(error, what, got, len(view)) from error
             if step == 0:
                 raise CheckpointError(
                     f"{self.path}: {what}: the file ends after {got} of {len(view)} bytes; "
                     f"it was cut since it was opened"
                 )
             got += step
+
+    def _failure(self, error: OSError, what: str, got: int, wanted: int) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path}: {what}: reading failed after {got} of {wanted} bytes ({error.strerror})"
+        )
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def read_regular(path: Path) -> bytes:

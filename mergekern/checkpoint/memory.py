@@ -49,6 +49,7 @@ class MemoryCheckpoint:
             name: TensorInfo(name, tensor.dtype, tuple(tensor.shape), places.get(name, ""))
             for name, tensor in self._tensors.items()
         }
+        self.files: Mapping[str, WeightFile] = {}  # what is mapped is read as memory is
         self._files = files
 
     def read(self, name: str, start: int, stop: int, buffer: torch.Tensor | None) -> torch.Tensor:

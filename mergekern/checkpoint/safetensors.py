@@ -47,7 +47,7 @@ class SafetensorsCheckpoint:
         for header in headers.values():
             tensors |= header.tensors
         self.tensors: Mapping[str, TensorInfo] = tensors
-        self._files = {file.name: file for file in files}
+        self.files: Mapping[str, WeightFile] = {file.name: file for file in files}
         if not tensors:
             raise CheckpointError(f"{label}: {listing(headers)} holds no tensors")
 
@@ -56,17 +56,17 @@ class SafetensorsCheckpoint:
         info = self.tensors[name]
         assert 0 <= start <= stop <= info.numel
         offset = info.offset + start * info.dtype.itemsize
-        file = self._files[info.file]
+        file = self.files[info.file]
         return file.read_tensor(offset, stop - start, info.dtype, buffer, f"tensor {name!r}")
 
     def verify_unchanged(self) -> None:
         """Raise CheckpointError when a file's size or time of change is not that of its opening."""
-        for file in self._files.values():
+        for file in self.files.values():
             file.verify_unchanged()
 
     def close(self) -> None:
         """Close the files."""
-        for file in self._files.values():
+        for file in self.files.values():
             file.close()
 
 

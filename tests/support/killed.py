@@ -9,6 +9,7 @@ where it writes. 0 is never reached; the number of calls is then printed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ import folders
 
 from mergekern import engine, stream
 from mergekern.budget import MemoryEstimate
+from mergekern.checkpoint.direct import BLOCK
 
 CALLS = ("pwrite", "write", "rename", "replace", "fsync", "unlink", "ftruncate", "posix_fallocate")
 
@@ -41,7 +43,11 @@ class Killer:
                 self.calls += 1
                 last = self.calls == self._at
             if last and name in ("pwrite", "write"):
-                call(args[0], args[1][: len(args[1]) // 2], *args[2:])
+                half = len(args[1]) // 2
+                # Past the page cache only whole blocks can be written; what is refused is not.
+                with contextlib.suppress(OSError):
+                    half = half // BLOCK * BLOCK if half > BLOCK else half
+                    call(args[0], args[1][:half], *args[2:])
             if last:
                 os.kill(os.getpid(), signal.SIGKILL)
             return call(*args)

@@ -1,0 +1,149 @@
+"""Where one plan's output goes: its folder, its journal, and what of it is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from xxhash import xxh3_64_hexdigest
+
+from mergekern.coverage import Coverage
+from mergekern.errors import OutputError
+from mergekern.extents import Span
+from mergekern.journal import Journal, Range
+from mergekern.output import OutputFolder
+from mergekern.plan import Plan
+from mergekern.table import Table
+from mergekern.tiles import TILE_ALIGN
+from mergekern.trimming import Windows
+from mergekern.units import Pieces
+
+
+class Destination:
+    """One output folder while it is being merged into. Closed in any case; finished at the end."""
+
+    def __init__(self, plan: Plan, output: Path) -> None:
+        """Take the folder. Raises OutputError when it cannot be had."""
+        self.plan = plan
+        self._made = not output.exists()
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            self._journal = Journal(output)
+        except OSError as error:
+            raise OutputError(f"{output}: cannot be written: {error.strerror}") from error
+        self._folder = OutputFolder(output, plan.shards)
+        self._covered = Coverage()
+
+    def open(self, inputs: list[Any] | None, buffer: memoryview, pool: Executor) -> int:
+        """Make the files, with what a run before this one left in them. Returns its bytes.
+
+        inputs: the state of the input files; None when they cannot be known to be the same.
+        """
+        journal = self._journal
+        digest = journal.records.digest
+        if digest is not None and inputs is not None:
+            same_plan = digest == self.plan.digest
+            _check_same(self._folder.folder, same_plan, journal.records.inputs == inputs)
+        else:
+            journal.begin(self.plan.digest, inputs)
+        try:
+            self._folder.prepare()
+        except OutputError:
+            if not journal.records.ranges:
+                self._abandon()
+            raise
+        self._covered = self._folder.verify(journal.records.ranges, buffer, pool)
+        return self._covered.nbytes
+
+    @property
+    def windows(self) -> Windows | None:
+        """The thresholds of the whole model, once they are known."""
+        return self._journal.records.windows
+
+    def keep_windows(self, windows: Windows) -> None:
+        self._journal.add_windows(windows)
+        self._journal.records.windows = windows
+
+    def missing(self, table: Table, whole: np.ndarray) -> Pieces:
+        """The elements still to be merged, from and to where tiles can begin.
+
+        whole: True for tensors that are merged whole if at all.
+        """
+        every = np.flatnonzero(table.numel)
+        fresh = Pieces(every, np.zeros_like(every), table.numel[every])
+        if not self._covered.nbytes:
+            return fresh
+        ranges = []
+        for row in every.tolist():
+            begin, size = int(table.offset[row]), int(table.itemsize[row])
+            numel = int(table.numel[row])
+            file = self.plan.shards[int(table.shard[row])].file
+            missing = self._covered.missing(file, begin, begin + numel * size)
+            if missing and whole[row]:
+                ranges.append((row, 0, numel))
+            else:
+                ranges += [(row, *found) for found in _widened(missing, size, numel)]
+        columns = np.array(ranges, np.int64).reshape(-1, 3).T
+        return Pieces(*columns)
+
+    def expect(self, left: Mapping[int, int]) -> None:
+        """Say how many bytes of each shard are to come; those without any are finished."""
+        self._folder.expect(left)
+
+    def store(self, span: Span, data: memoryview) -> None:
+        """Write bytes, then record that they are there. Called by writer threads."""
+        self._folder.write(span.shard, span.offset, data)
+        file = self.plan.shards[span.shard].file
+        self._journal.add_range(Range(file, span.offset, len(data), xxh3_64_hexdigest(data)))
+        self._folder.written(span.shard, len(data))
+
+    def finish(self, finish: Callable[[Path], None]) -> None:
+        """Index and side files; the journal goes last."""
+        self._folder.write_index()
+        try:
+            finish(self._folder.folder)
+            self._folder.sync()
+        except OSError as error:
+            raise self._folder.failure(error, str(error.filename or "a side file")) from error
+        self._journal.remove()
+
+    def close(self) -> None:
+        """Let go of the files; what is recorded stays."""
+        self._folder.close()
+        self._journal.close()
+
+    def _abandon(self) -> None:
+        """Leave nothing behind where nothing was merged yet."""
+        self._folder.discard()
+        self._journal.remove()
+        if self._made:
+            self._folder.folder.rmdir()
+
+
+def _widened(missing: list[tuple[int, int]], itemsize: int, numel: int) -> list[tuple[int, int]]:
+    """Byte ranges of an output tensor as ranges of elements that tiles can begin at."""
+    found: list[tuple[int, int]] = []
+    for first, last in missing:
+        start = first // itemsize // TILE_ALIGN * TILE_ALIGN
+        stop = min(numel, -(-last // (itemsize * TILE_ALIGN)) * TILE_ALIGN)
+        if found and start <= found[-1][1]:
+            start = found.pop()[0]
+        found.append((start, stop))
+    return found
+
+
+def _check_same(output: Path, same_plan: bool, same_inputs: bool) -> None:
+    if same_plan and same_inputs:
+        return
+    what = (
+        "inputs whose files were changed since"
+        if same_plan
+        else ("another recipe, other inputs or other settings")
+    )
+    raise OutputError(
+        f"{output}: holds an unfinished merge of {what}, which this one cannot go on with; remove "
+        f"the folder or choose another"
+    )
