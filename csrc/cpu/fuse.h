@@ -1,6 +1,6 @@
 // The fused pass, block by block: any number of experts, any mix of types.
 #pragma once
-#include "cpu/few.h"
+#include "cpu/blocks.h"
 #include "cpu/loops.h"
 #include "cpu/scratch.h"
 
@@ -142,11 +142,8 @@ void linear_combination(const FusedOp& op, const Tile& t, int64_t begin, int64_t
 }
 
 template <typename Work>
-void fuse(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, void* out, DType out_dtype,
-          Findings* found) {
-  const FewRun run = sizeof(Work) == sizeof(float) ? few_loop(op, t, out_dtype) : nullptr;
-  // Where it meets NaN or Inf, the general loop goes over it again and says which input it was.
-  if (run && few(run, op, t, begin, end, out)) return;
+void merge(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, void* out, DType out_dtype,
+           Findings* found) {
   if (op.rule == Rule::linear_combination) {
     linear_combination<Work>(op, t, begin, end, out, out_dtype, found);
   } else {

@@ -1,7 +1,6 @@
 // Compiled once per instruction set, MK_ISA naming it: the loops over element.h.
 #include "cpu/loops.h"
 
-#include "cpu/fuse.h"
 #include "cpu/reduce.h"
 #include "cpu/select.h"
 #include "cpu/speculate.h"

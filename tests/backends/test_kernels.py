@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from cases import FLOATS, KINDS, LENGTHS, bits, ops, tile, tiles, work_of
+from cases import FLOATS, KINDS, LENGTHS, bits, ops, tile, tiles, windows, work_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -51,6 +53,30 @@ def test_every_length_of_the_common_case(numel: int, kind: str) -> None:
         ExpertScalars(i, 0.5, 0.5, 0.5, window, 0x80008000 if i % 2 else 2**32) for i in range(4)
     )
     assert_same(FusedOp("task_vector", experts, "mass", "mean"), t, torch.bfloat16)
+
+
+@GRID
+@given(data=st.data())
+def test_weights_in_common(data) -> None:
+    """What allows the loops to multiply once, at the end, or to count votes instead of adding them,
+    and what is close to it but does not: 2**-17 underflows, ten times 0.1 is not 1."""
+    kind, numel = data.draw(st.sampled_from(KINDS)), data.draw(st.sampled_from(LENGTHS))
+    t = tile(numel, [torch.bfloat16] * data.draw(st.integers(2, 12)), kind, seed=numel)
+    weight = st.sampled_from([1.0, 0.25, 2.0**-16, 2.0**-17, 2.0, 1 / 3, 0.1, -0.5, 0.0, 1e-30])
+    coef, share = data.draw(weight), data.draw(weight)
+    window = data.draw(windows(t, torch.float32))
+    keep_below = data.draw(st.sampled_from([2**32, 2**32, 1 << 31]))
+    experts = [
+        ExpertScalars(i, coef, coef, share, window, keep_below) for i in range(len(t.experts))
+    ]
+    if data.draw(st.booleans()):
+        experts[-1] = replace(experts[-1], coef=1.5, vote=1.5, share=0.7)
+    elect, combine = data.draw(
+        st.sampled_from([("mass", "mean"), ("mass", "sum"), ("none", "sum")])
+    )
+    scale, divisor = data.draw(weight), data.draw(st.sampled_from([1.0, 3.0]))
+    op = FusedOp("task_vector", tuple(experts), elect, combine, scale, divisor)
+    assert_same(op, t, torch.bfloat16)
 
 
 def test_sixty_four_experts() -> None:

@@ -1,0 +1,218 @@
+// A fused pass where everything is bf16, the common case: block by block through the phases of
+// phases.h. What they cannot say (which input holds a NaN) or do not know (a cut that moves within
+// a block) is left to the loops of fuse.h and guess.h.
+#pragma once
+#include <vector>
+
+#include "cpu/fuse.h"
+#include "cpu/guess.h"
+#include "cpu/phases.h"
+#include "cpu/shape.h"
+
+namespace mergekern {
+namespace MK_ISA {
+namespace {
+
+// Outputs of this size do not stay in any cache until somebody reads them.
+constexpr int64_t kStreamedBytes = int64_t{16} << 20;
+
+class Bf16Pass {
+ public:
+  static bool fits(const FusedOp& op, const Tile& t, DType out_dtype,
+                   const Margin* margins = nullptr) {
+    return all_bf16(op, t, out_dtype) && common(op) && (!margins || guesses_low_cuts(t, margins));
+  }
+
+  // margins: null unless the windows are guesses; out: null where only these are looked at
+  Bf16Pass(const FusedOp& op, const Tile& t, const Margin* margins, void* out)
+      : op_(op), t_(t), margins_(margins), out_(static_cast<char*>(out)) {
+    shape_ = shape_of(op, t, margins != nullptr, out != nullptr);
+    const size_t experts = static_cast<size_t>(t.count);
+    ballots_.resize(experts);
+    floats_.resize(kPhaseFloats * (experts + 3));
+    words_.resize(kPhaseWords * (2 * experts + 2));
+    for (size_t k = 0; k < experts; ++k) {
+      Ballot& e = ballots_[k];
+      e.coef = Floats{} + static_cast<float>(t.experts[k].coef);
+      e.share = Floats{} + static_cast<float>(t.experts[k].share);
+      e.values = &floats_[kPhaseFloats * (k + 3)];
+    }
+    finish_.scale = Floats{} + shape_.scale;
+    finish_.divisor = Floats{} + shape_.divisor;
+    const bool aligned = reinterpret_cast<uintptr_t>(out) % MK_WIDTH == 0;
+    streams_ = aligned && t.numel * 2 >= kStreamedBytes;
+  }
+
+  // Elements [begin, end) of the tile; false when an input or an output is NaN or Inf, and nothing
+  // is to be relied on.
+  bool run(int64_t begin, int64_t end, Findings* found, int64_t* kept, uint8_t* open) {
+    kept_.assign(4 * ballots_.size(), 0);
+    set_cuts(t_.offset + begin);
+    for (int64_t at = begin; at < end; at += kPhase) {
+      const int64_t here = t_.offset + at;
+      const int n = static_cast<int>(end - at < kPhase ? end - at : kPhase);
+      if (here >= steady_until_) set_cuts(here);
+      if (here + n > steady_until_) {
+        if (margins_) guess<float>(t_, margins_, at, at + n, kept_.data(), open);
+        if (out_) merge<float>(op_, t_, at, at + n, out_, DType::bf16, found);
+      } else {
+        block(at, n, open ? open + at / 8 : nullptr);
+      }
+    }
+    add_counts();
+    if (streams_) fence();
+    if (!finite()) return false;
+    for (size_t i = 0; margins_ && i < kept_.size(); ++i) kept[i] += kept_[i];
+    return true;
+  }
+
+ private:
+  static constexpr size_t kPhaseWords = kPhase / kLanesOf16;
+
+  void set_cuts(int64_t here) {
+    add_counts();
+    padding_ = 0;
+    steady_until_ = INT64_MAX;
+    guess_ = margins_ ? Guess::count : Guess::none;
+    for (int k = 0; k < t_.count; ++k) {
+      const Window& given = t_.experts[k].window;
+      const Window& strict = margins_ ? margins_[k].strict : given;
+      const Window& wide = margins_ ? margins_[k].wide : given;
+      const auto cut = low_cut<float>(given, here);
+      Ballot& e = ballots_[k];
+      e.below_lo = below(cut);
+      e.below_hi = below(high_cut<float>(given, here));
+      e.below_strict = below(low_cut<float>(strict, here));
+      e.below_wide = below(low_cut<float>(wide, here));
+      if (low_cut<float>(strict, here) != cut || low_cut<float>(wide, here) < cut) {
+        guess_ = Guess::mark;
+      }
+      for (const Window* w : {&given, &strict, &wide}) {
+        for (int64_t last : {w->lo_last, w->hi_last}) {
+          if (here <= last && last < steady_until_ - 1) steady_until_ = last + 1;
+        }
+      }
+    }
+  }
+
+  static Ints below(uint32_t cut) { return Ints{} + static_cast<int32_t>(cut - 1); }
+
+  // What the phases have counted since the cuts were set; zeros behind a tile's end reach a cut of
+  // 0.
+  void add_counts() {
+    for (size_t k = 0; margins_ && k < ballots_.size(); ++k) {
+      Ballot& e = ballots_[k];
+      const bool marked = guess_ == Guess::mark;
+      kept_[4 * k] +=
+          counted(marked ? e.reached_strict : e.reached, marked ? e.below_strict : e.below_lo);
+      kept_[4 * k + 1] += counted(e.reached, e.below_lo);
+      e.reached = e.reached_strict = Ints{};
+    }
+  }
+
+  int64_t counted(Ints reached, Ints below_cut) const {
+    return -sum_of(reached) - (below_cut[0] == -1 ? padding_ : 0);
+  }
+
+  void block(int64_t at, int n, uint8_t* open) {
+    const int padded = (n + kLanesOf16 - 1) / kLanesOf16 * kLanesOf16;
+    padding_ += padded - n;
+    base_ = t_.base ? words(t_.base, at, n, padded, 0) : nullptr;
+    for (int k = 0; k < t_.count; ++k) {
+      ballots_[k].x = words(t_.experts[k].data, at, n, padded, k + 1);
+    }
+    if (shape_.hides) note_inputs(padded);
+    if (shape_.drops) drop_inputs(t_.offset + at, padded);
+    alignas(8) uint8_t marks[kPhase / 8] = {};
+    vote_all(padded, marks);
+    if (open) __builtin_memcpy(open, marks, static_cast<size_t>((n + 7) / 8));
+    if (open && n % 8) open[n / 8] &= static_cast<uint8_t>((1 << n % 8) - 1);
+    if (!out_) return;
+    char rounded[2 * kPhase];
+    finish_.out = n == padded ? out_ + 2 * at : rounded;
+    finish_.streamed = streams_ && n == padded;
+    finish_all(padded);
+    if (n != padded) __builtin_memcpy(out_ + 2 * at, rounded, static_cast<size_t>(2 * n));
+  }
+
+  // Where elements at … at + padded - 1 of an input lie: in place, or copied and filled with zeros.
+  const char* words(const void* data, int64_t at, int n, int padded, int slot) {
+    const char* x = static_cast<const char*>(data) + 2 * at;
+    if (n == padded) return x;
+    char* copy = spare(slot);
+    __builtin_memset(copy, 0, static_cast<size_t>(2 * padded));
+    __builtin_memcpy(copy, x, static_cast<size_t>(2 * n));
+    return copy;
+  }
+
+  char* spare(int slot) { return reinterpret_cast<char*>(&words_[kPhaseWords * slot]); }
+
+  void note_inputs(int n) {
+    note_largest(base_, n, &finish_.largest);
+    for (const Ballot& e : ballots_) note_largest(e.x, n, &finish_.largest);
+  }
+
+  void drop_inputs(int64_t element, int n) {
+    uint16_t kept[kPhase];
+    for (int k = 0; k < t_.count; ++k) {
+      if (!t_.experts[k].drop) continue;
+      keep_block(t_.experts[k], op_, element, kept, n);
+      char* to = spare(t_.count + 1 + k);
+      drop_words(base_, ballots_[k].x, kept, to, n);
+      ballots_[k].x = to;
+    }
+  }
+
+  void vote_all(int n, uint8_t* marks) {
+    for (int k = 0; k < t_.count;) {
+      const int group = group_of(t_.count - k);
+      vote_of(group, shape_.take, shape_.vote, guess_)(base_, &ballots_[k], k == 0, sum(), n,
+                                                       marks);
+      k += group;
+    }
+  }
+
+  void finish_all(int n) {
+    finish_.base = base_;
+    const Floats* merged = sum();
+    if (shape_.vote == Vote::scaled || shape_.vote == Vote::plain) {
+      for (int k = 0; k < t_.count;) {
+        const int group = group_of(t_.count - k);
+        combine_of(group, shape_.mean)(&ballots_[k], k == 0, sum(), num(), den(), n);
+        k += group;
+      }
+      merged = num();
+    }
+    finish_of(shape_.divide, base_ != nullptr)(finish_, merged, den(), n);
+  }
+
+  Floats* sum() { return &floats_[0]; }
+  Floats* num() { return &floats_[kPhaseFloats]; }
+  Floats* den() { return &floats_[2 * kPhaseFloats]; }
+
+  bool finite() const {
+    for (int i = 0; i < kLanesOf16; ++i) {
+      if (finish_.largest[i] >= kInfinityBF16) return false;
+    }
+    return true;
+  }
+
+  const FusedOp& op_;
+  const Tile& t_;
+  const Margin* margins_;
+  char* out_;
+  Shape shape_;
+  bool streams_;
+  Guess guess_ = Guess::none;
+  int64_t steady_until_ = 0, padding_ = 0;
+  const char* base_ = nullptr;
+  std::vector<Ballot> ballots_;
+  std::vector<Floats> floats_;
+  std::vector<Words> words_;
+  std::vector<int64_t> kept_;
+  Finish finish_ = {};
+};
+
+}  // namespace
+}  // namespace MK_ISA
+}  // namespace mergekern

@@ -1,0 +1,184 @@
+// The phases of a fused pass over one block of bf16: vote, combine, finish. A block is small enough
+// for what lies between two phases to stay in the first-level cache, and a phase short enough for
+// the processor to have several of its steps under way; one loop for all of it waits for itself.
+//
+// Each step handles one register of 16-bit elements, the even and the odd ones as floats of their
+// own, which is also how sums and values lie in memory between phases. The arithmetic is that of
+// element.h, in the same order.
+#pragma once
+#include "cpu/vectors.h"
+
+namespace mergekern {
+namespace MK_ISA {
+
+constexpr int kPhase = 256;                        // elements of a block
+constexpr int kPhaseFloats = kPhase / kLanesOf32;  // registers of floats of a block
+enum class Take { value, delta, above, between };  // all of x; x - base: all, from lo on, in a band
+enum class Vote { none, plain, scaled };           // no election; of deltas as they are; of values
+enum class Guess { none, count, mark };            // speculation
+enum class Mean { none, counted, shared };         // denominators: none, votes, votes' shares
+enum class Divide { no, fixed, votes, shares };
+
+struct Ballot {
+  const char* x;
+  Floats coef, share;
+  Ints below_lo, below_hi, below_strict, below_wide;  // one below a cut: what reaches it is greater
+  Ints reached, reached_strict;                       // sums of masks: counts, negative
+  Floats* values;                                     // [kPhaseFloats], with an election
+};
+
+// The ballots of G experts, copied out of memory that a store might change.
+template <int G>
+struct Group {
+  const char* x[G];
+  Floats* values[G];
+  Floats coef[G], share[G];
+  Ints below_lo[G], below_hi[G], below_strict[G], below_wide[G], reached[G], reached_strict[G];
+
+  inline __attribute__((always_inline)) explicit Group(const Ballot* e) {
+#pragma GCC unroll 4
+    for (int k = 0; k < G; ++k) {
+      x[k] = e[k].x, values[k] = e[k].values, coef[k] = e[k].coef, share[k] = e[k].share;
+      below_lo[k] = e[k].below_lo, below_hi[k] = e[k].below_hi;
+      below_strict[k] = e[k].below_strict, below_wide[k] = e[k].below_wide;
+      reached[k] = e[k].reached, reached_strict[k] = e[k].reached_strict;
+    }
+  }
+};
+
+// What a guess is judged by, in half of a register.
+struct Seen {
+  Ints reached, reached_strict, open;
+};
+
+// The value or delta of expert k, 0 where it is trimmed.
+template <Take kTake, Guess kGuess, int G>
+MK_HD Floats take(const Group<G>& e, int k, Floats x, Floats base, Seen* seen) {
+  if (kTake == Take::value) return x;
+  const Floats d = x - base;
+  if (kTake == Take::delta) return d;
+  const Ints m = reinterpret_cast<Ints>(magnitude(d));
+  const Ints kept = m > e.below_lo[k];
+  if (kGuess != Guess::none) seen->reached = kept;
+  if (kGuess == Guess::mark) {
+    seen->reached_strict = m > e.below_strict[k];
+    seen->open |= (m > e.below_wide[k]) & ~kept;
+  }
+  return only(kTake == Take::between ? kept & ~(m > e.below_hi[k]) : kept, d);
+}
+
+// Adds the values of G experts to a sum, which starts with the first of them, and keeps them for
+// combine() if there is an election.
+template <int G, Take kTake, Vote kVote, Guess kGuess>
+static void vote(const char* base, Ballot* ballots, bool first, Floats* sum, int n,
+                 uint8_t* marks) {
+  Group<G> e(ballots);
+  for (int i = 0, at = 0; i < n; i += kLanesOf16, at += 2) {
+    const Words b = kTake == Take::value ? Words{} : load(base + 2 * i);
+    Floats even_sum{}, odd_sum{};
+    if (!first) even_sum = sum[at], odd_sum = sum[at + 1];
+    Seen seen_even{}, seen_odd{};
+#pragma GCC unroll 4
+    for (int k = 0; k < G; ++k) {
+      const Words x = load(e.x[k] + 2 * i);
+      Floats even = take<kTake, kGuess>(e, k, widen_even(x), widen_even(b), &seen_even);
+      Floats odd = take<kTake, kGuess>(e, k, widen_odd(x), widen_odd(b), &seen_odd);
+      if (kVote != Vote::plain) even = even * e.coef[k], odd = odd * e.coef[k];
+      even_sum = even_sum + even;
+      odd_sum = odd_sum + odd;
+      e.reached[k] += seen_even.reached + seen_odd.reached;
+      e.reached_strict[k] += seen_even.reached_strict + seen_odd.reached_strict;
+      if (kVote != Vote::none) e.values[k][at] = even, e.values[k][at + 1] = odd;
+    }
+    sum[at] = even_sum, sum[at + 1] = odd_sum;
+    if (kGuess == Guess::mark) add_bits(seen_even.open, seen_odd.open, marks + i / 8);
+  }
+  for (int k = 0; kGuess != Guess::none && k < G; ++k) {
+    ballots[k].reached = e.reached[k], ballots[k].reached_strict = e.reached_strict[k];
+  }
+}
+
+// num: the values of G experts that agree with the sum; den: their shares, or -1 each as Ints
+template <int G, Mean kMean>
+static void combine(const Ballot* ballots, bool first, const Floats* sum, Floats* num, Floats* den,
+                    int n) {
+  const Group<G> e(ballots);
+  for (int at = 0; at < n / kLanesOf32; ++at) {
+    // The sum is never -0. With its sign taken off, a ballot that agrees is above zero.
+    const Words flip = reinterpret_cast<Words>(sum[at]) & 0x80000000u;
+    Floats values{}, shares{};
+    if (!first) values = num[at], shares = den[at];
+    Ints votes = reinterpret_cast<Ints>(shares);
+#pragma GCC unroll 4
+    for (int k = 0; k < G; ++k) {
+      const Floats v = e.values[k][at];
+      const Ints agrees = reinterpret_cast<Ints>(reinterpret_cast<Words>(v) ^ flip) > 0;
+      values = values + only(agrees, v);
+      if (kMean == Mean::counted) votes += agrees;
+      if (kMean == Mean::shared) shares = shares + only(agrees, e.share[k]);
+    }
+    num[at] = values;
+    if (kMean == Mean::counted) den[at] = reinterpret_cast<Floats>(votes);
+    if (kMean == Mean::shared) den[at] = shares;
+  }
+}
+
+struct Finish {
+  const char* base;
+  Floats scale, divisor;  // the divisor is what one vote counts for, negative, where votes divide
+  char* out;
+  bool streamed;   // out is aligned, and nobody reads it soon
+  Halves largest;  // upper half of a magnitude; that of Inf or more tells of trouble
+};
+
+template <Divide kDivide>
+MK_HD Floats divide(const Finish& f, Floats num, Floats den) {
+  if (kDivide == Divide::no) return num;
+  if (kDivide == Divide::fixed) return num / f.divisor;
+  if (kDivide == Divide::shares) return num / (den == 0.0f ? den + 1.0f : den);
+  const Ints votes = reinterpret_cast<Ints>(den), one = Ints{} - 1;
+  return num / (__builtin_convertvector(votes < one ? votes : one, Floats) * f.divisor);
+}
+
+// out = base + scale * (num / den), rounded; without base and scale for linear combinations
+template <Divide kDivide, bool kBase>
+static void finish(Finish& f, const Floats* num, const Floats* den, int n) {
+  const Finish g = f;
+  Halves largest = g.largest;
+  for (int i = 0; i < n; i += kLanesOf16) {
+    const int at = 2 * i / kLanesOf16;
+    Floats even = divide<kDivide>(g, num[at], den[at]);
+    Floats odd = divide<kDivide>(g, num[at + 1], den[at + 1]);
+    if (kBase) {
+      const Words b = load(g.base + 2 * i);
+      even = widen_even(b) + g.scale * even;
+      odd = widen_odd(b) + g.scale * odd;
+    }
+    const Words rounded = join_upper(round_upper(even), round_upper(odd));
+    largest = larger_of(largest, rounded);
+    if (g.streamed) {
+      stream(g.out + 2 * i, rounded);
+    } else {
+      store(g.out + 2 * i, rounded);
+    }
+  }
+  f.largest = largest;
+}
+
+// to = x where kept, base elsewhere, so that a dropped delta is 0
+static inline void drop_words(const char* base, const char* x, const uint16_t* kept, char* to,
+                              int n) {
+  for (int i = 0; i < n; i += kLanesOf16) {
+    const Words mask = load(kept + i);
+    store(to + 2 * i, (load(x + 2 * i) & mask) | (load(base + 2 * i) & ~mask));
+  }
+}
+
+static inline void note_largest(const char* x, int n, Halves* largest) {
+  Halves most = *largest;
+  for (int i = 0; i < n; i += kLanesOf16) most = larger_of(most, load(x + 2 * i));
+  *largest = most;
+}
+
+}  // namespace MK_ISA
+}  // namespace mergekern

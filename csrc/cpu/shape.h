@@ -1,0 +1,172 @@
+// Which phases an op runs through, and with what scalars.
+#pragma once
+#include "cpu/blocks.h"
+#include "cpu/phases.h"
+
+namespace mergekern {
+namespace MK_ISA {
+namespace {
+
+struct Shape {
+  Take take;
+  Vote vote;
+  Mean mean;
+  Divide divide;
+  float scale, divisor;
+  bool drops;
+  bool hides;  // an input's NaN or Inf may leave no trace in the output
+};
+
+bool all_bf16(const FusedOp& op, const Tile& t, DType out_dtype) {
+  bool all = out_dtype == DType::bf16 && t.count > 0;
+  if (op.rule == Rule::task_vector) all = all && t.base_dtype == DType::bf16;
+  for (int k = 0; k < t.count; ++k) all = all && t.experts[k].dtype == DType::bf16;
+  return all;
+}
+
+bool common(const FusedOp& op) {
+  if (op.rule == Rule::linear_combination) return true;
+  if (op.combine == Combine::max) return false;
+  if (op.elect == Elect::none) return op.combine == Combine::sum;
+  return op.elect == Elect::mass && op.ballots_are_values;
+}
+
+bool has_upper_cut(const Window& w) { return w.hi <= Bits<float>::abs; }
+
+bool guesses_low_cuts(const Tile& t, const Margin* margins) {
+  bool low = true;
+  for (int k = 0; k < t.count; ++k) {
+    low = low && !t.experts[k].drop && !has_upper_cut(t.experts[k].window);
+    low = low && !has_upper_cut(margins[k].strict) && !has_upper_cut(margins[k].wide);
+  }
+  return low;
+}
+
+bool power_of_two(float x) { return (bit_cast<uint32_t>(x) & 0x7fffffu) == 0; }
+
+bool in_range(float x, float low, float high) { return x >= low && x <= high; }
+
+// All coefs are one power of two c that may be left out of the sums. Deltas of bf16 are multiples
+// of its smallest number, 2^-133, so that neither they nor their sums underflow when c >= 2^-16
+// scales them: every product is exact and every sum of products is c times the sum, rounding
+// included.
+bool coefs_may_wait(const Tile& t) {
+  const float c = static_cast<float>(t.experts[0].coef);
+  bool all = in_range(c, 0x1p-16f, 1.0f) && power_of_two(c);
+  for (int k = 1; k < t.count; ++k) all = all && t.experts[k].coef == t.experts[0].coef;
+  return all;
+}
+
+// All shares are one number, and adding it up gives what multiplying it does.
+bool shares_are_votes(const Tile& t) {
+  const float share = static_cast<float>(t.experts[0].share);
+  bool all = in_range(share, 0x1p-60f, 0x1p60f);
+  float sum = 0;
+  for (int k = 0; k < t.count; ++k) {
+    sum = sum + share;
+    all = all && t.experts[k].share == t.experts[0].share;
+    all = all && sum == share * static_cast<float>(k + 1);
+  }
+  return all;
+}
+
+Take take_of(const FusedOp& op, const Tile& t, bool guessed) {
+  if (op.rule == Rule::linear_combination) return Take::value;
+  Take take = guessed ? Take::above : Take::delta;
+  for (int k = 0; k < t.count; ++k) {
+    if (has_upper_cut(t.experts[k].window)) return Take::between;
+    if (t.experts[k].trim) take = Take::above;
+  }
+  return take;
+}
+
+Shape shape_of(const FusedOp& op, const Tile& t, bool guessed, bool merged) {
+  Shape s{};
+  s.take = take_of(op, t, guessed);
+  s.scale = static_cast<float>(op.scale);
+  s.divisor = static_cast<float>(op.divisor);
+  s.divide = s.divisor == 1 ? Divide::no : Divide::fixed;
+  s.hides = s.take == Take::between;
+  for (int k = 0; k < t.count && s.take != Take::value; ++k) {
+    s.drops |= t.experts[k].drop;
+    s.hides |= t.experts[k].window.lo >= Bits<float>::inf;
+  }
+  s.hides |= s.drops;
+  if (s.take == Take::value || op.elect == Elect::none || !merged) return s;
+
+  s.vote = Vote::scaled;
+  const float coef = static_cast<float>(t.experts[0].coef);
+  const float share = static_cast<float>(t.experts[0].share);
+  if (op.combine == Combine::mean) {
+    s.mean = shares_are_votes(t) ? Mean::counted : Mean::shared;
+    s.divide = s.mean == Mean::counted ? Divide::votes : Divide::shares;
+    s.divisor = -share;
+    if (s.mean == Mean::counted && coefs_may_wait(t)) {
+      s.vote = Vote::plain;
+      s.divisor = -share / coef;
+    }
+  } else if (s.divide == Divide::no && in_range(s.scale, 0x1p-60f, 0x1p60f) && coefs_may_wait(t)) {
+    s.vote = Vote::plain;
+    s.scale = s.scale * coef;
+  }
+  return s;
+}
+
+// The functions of phases.h by what they are compiled for.
+
+int group_of(int experts) { return experts >= 4 ? 4 : experts >= 2 ? 2 : 1; }
+
+using VoteFn = void (*)(const char*, Ballot*, bool, Floats*, int, uint8_t*);
+using CombineFn = void (*)(const Ballot*, bool, const Floats*, Floats*, Floats*, int);
+using FinishFn = void (*)(Finish&, const Floats*, const Floats*, int);
+
+template <int G, Take kTake, Guess kGuess>
+VoteFn vote_of(Vote v) {
+  switch (v) {
+    case Vote::none: return vote<G, kTake, Vote::none, kGuess>;
+    case Vote::plain: return vote<G, kTake, Vote::plain, kGuess>;
+    case Vote::scaled: break;
+  }
+  return vote<G, kTake, Vote::scaled, kGuess>;
+}
+
+template <int G>
+VoteFn vote_of(Take t, Vote v, Guess g) {
+  switch (t) {
+    case Take::value: return vote<G, Take::value, Vote::none, Guess::none>;
+    case Take::delta: return vote_of<G, Take::delta, Guess::none>(v);
+    case Take::between: return vote_of<G, Take::between, Guess::none>(v);
+    case Take::above: break;
+  }
+  if (g == Guess::none) return vote_of<G, Take::above, Guess::none>(v);
+  if (g == Guess::count) return vote_of<G, Take::above, Guess::count>(v);
+  return vote_of<G, Take::above, Guess::mark>(v);
+}
+
+VoteFn vote_of(int group, Take t, Vote v, Guess g) {
+  return group == 4 ? vote_of<4>(t, v, g) : group == 2 ? vote_of<2>(t, v, g) : vote_of<1>(t, v, g);
+}
+
+template <int G>
+CombineFn combine_of(Mean mean) {
+  if (mean == Mean::none) return combine<G, Mean::none>;
+  return mean == Mean::counted ? combine<G, Mean::counted> : combine<G, Mean::shared>;
+}
+
+CombineFn combine_of(int group, Mean mean) {
+  return group == 4 ? combine_of<4>(mean) : group == 2 ? combine_of<2>(mean) : combine_of<1>(mean);
+}
+
+FinishFn finish_of(Divide divide, bool base) {
+  switch (divide) {
+    case Divide::no: return base ? finish<Divide::no, true> : finish<Divide::no, false>;
+    case Divide::fixed: return base ? finish<Divide::fixed, true> : finish<Divide::fixed, false>;
+    case Divide::votes: return finish<Divide::votes, true>;
+    case Divide::shares: break;
+  }
+  return finish<Divide::shares, true>;
+}
+
+}  // namespace
+}  // namespace MK_ISA
+}  // namespace mergekern
