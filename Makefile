@@ -26,7 +26,7 @@ format: .venv/ready
 	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp')
 
 bench: .venv/ready  ## the figures of the README
-	$(BIN)/python bench/merge.py
+	$(BIN)/python bench/limits.py
 	$(BIN)/python -m pytest -q bench --benchmark-sort=name
 
 # The tested versions; torch first, so that nothing else chooses one.

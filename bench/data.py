@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from itertools import cycle, islice
+
 import torch
 
 SIGMA_BASE, SIGMA_DELTA = 0.02, 3e-4
 
 
 def base_and_experts(
-    numel: int, experts: int, *, dtype: torch.dtype = torch.bfloat16, seed: int = 0
+    numel: int,
+    experts: int,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    sigmas: tuple[float, ...] = (SIGMA_DELTA,),
+    seed: int = 0,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """sigmas: of the experts' deltas, in turn."""
     g = torch.Generator().manual_seed(seed)
     base = (SIGMA_BASE * torch.randn(numel, generator=g)).to(dtype)
-    deltas = (SIGMA_DELTA * torch.randn(numel, generator=g) for _ in range(experts))
+    scales = islice(cycle(sigmas), experts)
+    deltas = (sigma * torch.randn(numel, generator=g) for sigma in scales)
     return base, [(base.float() + delta).to(dtype) for delta in deltas]
 
 

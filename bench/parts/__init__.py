@@ -1,0 +1,1 @@
+"""What bench/limits.py measures, one file a group; each gives its rows."""

@@ -1,0 +1,74 @@
+"""Exact selection alone: elements per second of a core, and against torch's ways to a threshold."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from gate import State, WrongResult
+from rows import Row, less_cpu
+from settings import DENSITY, EXPERTS, Settings
+from timing import Times, measure
+
+import mergekern
+from mergekern.backends.cpu import CpuBackend
+from mergekern.fused import Tile
+from mergekern.selection import Search, select
+from mergekern.sources import Resident
+from parts.exact import FP32, HEAVY
+
+
+def run(settings: Settings) -> list[Row]:
+    rows = []
+    for kind in (HEAVY, FP32):
+        models = kind.models(settings.numel)
+        source = _source(models)
+        times = {}
+        for rule in ("index", "keep"):
+            search = partial(_select, source, settings, rule == "index")
+            times[rule] = measure(search, settings.repetitions, 1)
+            rows.append(_rate(f"selection, {kind.name}, ties={rule}", times[rule], settings))
+        found = _select(source, settings, False)[0]
+        rows += _against_torch(kind.name, models, found, times["keep"])
+    return rows
+
+
+def _source(models: list[State]) -> Resident:
+    base, *experts = models
+    step = mergekern.plan("ties", base=base, models=experts, density=DENSITY).steps[0]
+    return Resident(step, Tile("w", 0, base["w"], tuple(x["w"] for x in experts)))
+
+
+def _select(source: Resident, settings: Settings, locate: bool) -> list[Search]:
+    ranks = [(expert, int(DENSITY * source.step.numel)) for expert in range(EXPERTS)]
+    backend = CpuBackend(settings.threads)
+    return select(backend, [source], torch.float32, ranks, locate=locate)
+
+
+def _rate(what: str, ours: Times, settings: Settings) -> Row:
+    elements = EXPERTS * settings.numel
+    return Row(
+        what,
+        "G elements/s per core",
+        elements / ours.best_cpu / 1e9,
+        tuple(elements / cpu / 1e9 for cpu in ours.cpu),
+        5.0,
+        beside=f"{elements / 1e6:.0f} M in {1e3 * ours.best:.0f} ms, {ours.best_cpu:.3f} s of CPU",
+        detail={"seconds": ours.best, "cpu_s": ours.best_cpu},
+    )
+
+
+def _against_torch(what: str, models: list[State], found: Search, ours: Times) -> list[Row]:
+    """On the magnitudes of one expert, which torch finds made; ours makes them as it reads."""
+    magnitudes = (models[1]["w"].float() - models[0]["w"].float()).abs_()
+    rank = magnitudes.numel() - int(DENSITY * magnitudes.numel()) + 1
+    want: list[torch.Tensor] = []
+    kthvalue = measure(lambda: want.append(magnitudes.kthvalue(rank).values), 1)
+    if int(want[0].view(torch.int32)) != found.magnitude:
+        raise WrongResult(f"selection, {what}: {found.magnitude:#x}, torch has {float(want[0])}")
+    argsort = measure(lambda: magnitudes.argsort(descending=True), 1)
+    each = Times(tuple(t / EXPERTS for t in ours.wall), tuple(t / EXPERTS for t in ours.cpu))
+    return [
+        less_cpu(f"selection, {what}, against torch.kthvalue", kthvalue, each, 100),
+        less_cpu(f"selection, {what}, against torch.argsort", argsort, each, 500),
+    ]
