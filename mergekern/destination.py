@@ -123,14 +123,13 @@ class Destination:
             self._folder.folder.rmdir()
 
 
-def _widened(
-    missing: list[tuple[int, int]], itemsize: int, numel: int
-) -> list[tuple[int, int]]:
+def _widened(missing: list[tuple[int, int]], itemsize: int, numel: int) -> list[tuple[int, int]]:
     """Byte ranges of an output tensor as ranges of elements that tiles can begin at."""
     found: list[tuple[int, int]] = []
     for first, last in missing:
         start = first // itemsize // TILE_ALIGN * TILE_ALIGN
-        stop = min(numel, -(-(-(-last // itemsize)) // TILE_ALIGN) * TILE_ALIGN)
+        reach = itemsize * TILE_ALIGN
+        stop = min(numel, -(-last // reach) * TILE_ALIGN)
         if found and start <= found[-1][1]:
             start = found.pop()[0]
         found.append((start, stop))

@@ -20,7 +20,7 @@ from mergekern.fused import FusedOp, Tile
 from mergekern.plan import Plan, Step
 from mergekern.progress import Progress
 from mergekern.sources import Reel, Resident
-from mergekern.statistics import ModelWindows, model_windows, resolve
+from mergekern.statistics import model_windows, resolve
 from mergekern.stream import Flight, Pipeline
 from mergekern.table import tabulate
 from mergekern.units import Cutter, Pieces

@@ -128,7 +128,7 @@ class _Inputs:
 
     def dtypes(self) -> tuple[np.ndarray, np.ndarray]:
         """A number for each input's dtype, and the bytes of its elements."""
-        codes = {None: 0}  # type: dict[torch.dtype | None, int]
+        codes: dict[torch.dtype | None, int] = {None: 0}
         found = [codes.setdefault(info.dtype, len(codes)) for info in self.infos]
         dtype = self.spread(found, 0)
         widths = np.array([0 if code is None else code.itemsize for code in codes])

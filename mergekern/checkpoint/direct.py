@@ -72,9 +72,7 @@ class Cached:
 def open_cached(path: str | os.PathLike[str], fd: int) -> Cached | None:
     """None where all is read past the cache: the system tells of our own files only, and of those
     that we may change; of others it says that everything is cached."""
-    if forced is not None or not (
-        os.fstat(fd).st_uid == os.geteuid() or os.access(path, os.W_OK)
-    ):
+    if forced is not None or not (os.fstat(fd).st_uid == os.geteuid() or os.access(path, os.W_OK)):
         return None
     try:
         return Cached(fd)

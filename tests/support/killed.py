@@ -21,8 +21,8 @@ from typing import Any
 import folders
 
 from mergekern import engine, stream
-from mergekern.checkpoint.direct import BLOCK
 from mergekern.budget import MemoryEstimate
+from mergekern.checkpoint.direct import BLOCK
 
 CALLS = ("pwrite", "write", "rename", "replace", "fsync", "unlink", "ftruncate", "posix_fallocate")
 
