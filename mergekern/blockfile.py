@@ -1,4 +1,4 @@
-"""One output file: whole blocks past the page cache, blocks that neighbours share through it."""
+"""One output file: whole blocks are written past the page cache, shared ones through it."""
 
 from __future__ import annotations
 

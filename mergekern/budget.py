@@ -21,7 +21,7 @@ from mergekern.tiles import TILE_ALIGN
 MIB = 1 << 20
 RUNTIME_CAP = 512 * MIB  # a notebook that already holds models must not be refused for it
 TILE_BYTES = 8 * MIB  # of one input: requests of this size reach a disk's full speed
-UNITS = 6  # in flight at once: some being read, one in the kernel, some being written
+UNITS = 4  # in flight at once: being read, in the kernel, being written
 RESIDENT = 3  # the same for tensors that are held whole
 PADDING = 2 * BLOCK + 64  # what aligning one buffer to its file's blocks costs at the most
 MARGIN = 24 * MIB  # threads' stacks, journal, interpreter

@@ -128,7 +128,8 @@ def _widened(missing: list[tuple[int, int]], itemsize: int, numel: int) -> list[
     found: list[tuple[int, int]] = []
     for first, last in missing:
         start = first // itemsize // TILE_ALIGN * TILE_ALIGN
-        stop = min(numel, -(-last // (itemsize * TILE_ALIGN)) * TILE_ALIGN)
+        reach = itemsize * TILE_ALIGN
+        stop = min(numel, -(-last // reach) * TILE_ALIGN)
         if found and start <= found[-1][1]:
             start = found.pop()[0]
         found.append((start, stop))

@@ -133,7 +133,7 @@ def _shared(table: Table, pieces: Pieces, begin: np.ndarray) -> np.ndarray:
 def _outputs(
     table: Table, pieces: Pieces, placed: np.ndarray, used: int
 ) -> tuple[np.ndarray, tuple[Span, ...], int]:
-    """Where outputs lie, in memory behind `used` and in shards; `placed`: not -1 where known."""
+    """Where outputs lie: in memory behind `used` (`placed`, unless that is -1), and in shards."""
     row = pieces.row
     at = table.offset[row] + pieces.start * table.itemsize[row]
     order = np.lexsort((at, table.shard[row]))
