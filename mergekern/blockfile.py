@@ -58,6 +58,19 @@ class BlockFile:
             self._write(offset, data[: first - offset])
             self._write(done, data[done - offset :])
 
+    def read(self, offset: int, length: int, buffer: memoryview) -> memoryview:
+        """Bytes of the file, as a view of the buffer in which they lie as in the file, modulo
+        BLOCK; the buffer is whole blocks, aligned, two more than the bytes fill."""
+        begin = offset // BLOCK * BLOCK
+        view = buffer[: -(-(offset + length - begin) // BLOCK) * BLOCK]
+        got = 0
+        while got < offset + length - begin:
+            step = self._read(begin + got, view[got:])
+            if step <= 0:
+                raise OSError(errno.EIO, "ends too early: it was cut by someone else")
+            got += step
+        return view[offset - begin : offset - begin + length]
+
     def matches(self, offset: int, length: int, xxh3: str, buffer: memoryview) -> bool:
         """True when bytes of the file have this checksum; the buffer is whole blocks, aligned."""
         digest = xxh3_64()

@@ -1,8 +1,9 @@
 """What an unfinished merge has done so far, as JSON lines beside the files it writes.
 
 The first line names the plan; then one line per finished range of a file with the checksum of its
-bytes, and the thresholds of the whole model once they are known. A line is written after what it
-speaks of, so a kill can lose lines but never make one lie; a torn last line is no line.
+bytes, and the thresholds of the whole model once they are known. Until then, where a trial pass
+guesses them, one line holds the bets and one each what the pass did. A line is written after what
+it speaks of, so a kill can lose lines but never make one lie; a torn last line is no line.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from xxhash import xxh3_64_hexdigest
 
 from mergekern.errors import OutputError
 from mergekern.fused import Window
+from mergekern.keys import Key, Wanted
+from mergekern.speculation import Bet, Reach
+from mergekern.spill import Entry
 from mergekern.trimming import Windows
 
 NAME = ".mergekern.journal"
@@ -36,6 +40,15 @@ class Range:
     xxh3: str
 
 
+@dataclass(frozen=True)
+class Tried:
+    """What one unit of a trial pass wrote, counted, and left in doubt."""
+
+    ranges: list[Range]
+    reach: Reach
+    doubts: list[Entry]
+
+
 @dataclass
 class Records:
     """What a journal holds. `digest` is None when it holds nothing yet."""
@@ -44,6 +57,8 @@ class Records:
     inputs: list[Any] | None = None
     ranges: list[Range] = field(default_factory=list)
     windows: Windows | None = None
+    bets: dict[Wanted, Bet] | None = None
+    tried: list[Tried] = field(default_factory=list)
 
 
 class Journal:
@@ -81,6 +96,20 @@ class Journal:
         """Record the thresholds of the whole model."""
         plain = {name: [astuple(window) for window in found] for name, found in windows.items()}
         self._append({"windows": plain, "xxh3": _checksum(plain)})
+
+    def add_bets(self, bets: Mapping[Wanted, Bet]) -> None:
+        """Record what a trial pass will go by; what an earlier one did is void."""
+        plain = [[*wanted, *_plain_bet(bet)] for wanted, bet in bets.items()]
+        self._append({"bets": plain, "xxh3": _checksum(plain)})
+
+    def add_tried(self, tried: Tried) -> None:
+        """Record what a trial pass did. Safe to call from any thread."""
+        plain = {
+            "ranges": [astuple(found) for found in tried.ranges],
+            "reach": [[*wanted, *counts] for wanted, counts in tried.reach.items()],
+            "doubts": [astuple(entry) for entry in tried.doubts],
+        }
+        self._append({"tried": plain, "xxh3": _checksum(plain)})
 
     def remove(self) -> None:
         """The merge is finished: nothing is left to resume."""
@@ -134,8 +163,31 @@ def _add(records: Records, record: dict[str, Any]) -> None:
                 name: tuple(Window(*fields) for fields in found)
                 for name, found in record["windows"].items()
             }
+    elif "bets" in record:
+        if record.get("xxh3") == _checksum(record["bets"]):
+            records.bets = dict(_bet(*fields) for fields in record["bets"])
+            records.tried = []
+    elif "tried" in record:
+        if record.get("xxh3") == _checksum(record["tried"]):
+            records.tried.append(_tried(**record["tried"]))
     elif record.keys() == {"file", "offset", "length", "xxh3"} and _sound(found := Range(**record)):
         records.ranges.append(found)
+
+
+def _plain_bet(bet: Bet) -> list[int]:
+    return [bet.rank, *astuple(bet.high), *astuple(bet.low)]
+
+
+def _bet(expert: int, side: int, rank: int, *keys: int) -> tuple[Wanted, Bet]:
+    return (expert, side), Bet(rank, Key(*keys[:2]), Key(*keys[2:]))
+
+
+def _tried(ranges: list[Any], reach: list[Any], doubts: list[Any]) -> Tried:
+    return Tried(
+        [Range(*fields) for fields in ranges],
+        {(expert, side): tuple(counts) for expert, side, *counts in reach},
+        [Entry(*fields) for fields in doubts],
+    )
 
 
 def _sound(found: Range) -> bool:

@@ -130,6 +130,13 @@ class OutputFolder:
         except OSError as error:
             raise self.failure(error, self._shards[number].file) from error
 
+    def read(self, number: int, offset: int, length: int, buffer: memoryview) -> memoryview:
+        """Bytes of a shard that were written before; see BlockFile.read."""
+        try:
+            return self._files[number].read(offset, length, buffer)
+        except OSError as error:
+            raise self.failure(error, self._shards[number].file) from error
+
     def written(self, number: int, nbytes: int) -> None:
         """Count what was written (and recorded); the last byte of a shard finishes it."""
         with self._lock:

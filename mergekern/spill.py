@@ -21,11 +21,12 @@ INDEX = torch.int64
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """Where a doubt lies: number of its step, its first element's index; first byte, elements,
-    checksum (xxh3_64)."""
+    """Where a doubt lies: number of its step, indices of its first and last element; first byte,
+    elements, checksum (xxh3_64)."""
 
     step: int
     first: int
+    last: int
     offset: int
     count: int
     xxh3: str
@@ -47,7 +48,8 @@ class SpilledDoubts:
         self._steps = steps
         self._number = {step.name: number for number, step in enumerate(steps)}
         self._dtypes = dtypes
-        self._entries: list[Entry] = []
+        self.entries: list[Entry] = []
+        self._fresh: list[Entry] = []
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         try:
             self._fd = os.open(path, flags, 0o666)
@@ -55,10 +57,12 @@ class SpilledDoubts:
             raise self._failure(error) from error
         self._end = os.fstat(self._fd).st_size
 
-    def append(self, doubt: Doubt) -> None:
-        self.add(doubt)
+    def forget(self) -> None:
+        """Start anew."""
+        os.ftruncate(self._fd, 0)
+        self.entries, self._end = [], 0
 
-    def add(self, doubt: Doubt) -> Entry:
+    def append(self, doubt: Doubt) -> None:
         """Write a doubt behind what is there."""
         tile = doubt.tile
         values = (*(() if tile.base is None else (tile.base,)), *tile.experts)
@@ -68,6 +72,7 @@ class SpilledDoubts:
         entry = Entry(
             self._number[doubt.step.name],
             int(doubt.index[0]),
+            int(doubt.index[-1]),
             self._end,
             tile.numel,
             xxh3_64_hexdigest(data),
@@ -77,21 +82,26 @@ class SpilledDoubts:
         except OSError as error:
             raise self._failure(error) from error
         self._end += len(data)
-        insort(self._entries, entry)
-        return entry
+        insort(self.entries, entry)
+        self._fresh.append(entry)
+
+    def fresh(self) -> list[Entry]:
+        """What was written since the last call."""
+        found, self._fresh = self._fresh, []
+        return found
 
     def restore(self, entry: Entry) -> bool:
         """Take up a doubt that an earlier run wrote; False when its bytes are not there."""
         if not 0 <= entry.step < len(self._steps) or self._read(entry) is None:
             return False
-        insort(self._entries, entry)
+        insort(self.entries, entry)
         return True
 
     def sizes(self) -> Sequence[tuple[Step, int]]:
-        return [(self._steps[entry.step], entry.count) for entry in self._entries]
+        return [(self._steps[entry.step], entry.count) for entry in self.entries]
 
     def __getitem__(self, number: int) -> Doubt:
-        entry = self._entries[number]
+        entry = self.entries[number]
         data = self._read(entry)
         if data is None:
             raise OutputError(
@@ -108,7 +118,12 @@ class SpilledDoubts:
         return Doubt(step, index, Tile(step.name, 0, base, tuple(values)))
 
     def __iter__(self) -> Iterator[Doubt]:
-        return (self[number] for number in range(len(self._entries)))
+        return (self[number] for number in range(len(self.entries)))
+
+    def remove(self) -> None:
+        """What is in doubt has been decided."""
+        self.close()
+        self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -50,7 +50,9 @@ def same(a: Doubt, b: Doubt) -> bool:
 def test_what_is_spilled_comes_back_in_order(tmp_path: Path) -> None:
     steps, found = doubts([(1, 0), (0, 1000), (2, 5), (0, 3)])
     spilled = SpilledDoubts(tmp_path / "doubts", steps, lambda step: DTYPES)
-    entries = [spilled.add(doubt) for doubt in found]
+    for doubt in found:
+        spilled.append(doubt)
+    entries = spilled.fresh()
     wanted = [found[3], found[1], found[0], found[2]]
     assert all(same(a, b) for a, b in zip(spilled, wanted, strict=True))
     assert spilled.sizes() == [(doubt.step, doubt.tile.numel) for doubt in wanted]
@@ -64,7 +66,9 @@ def test_a_damaged_entry_is_not_restored(tmp_path: Path) -> None:
     steps, found = doubts([(0, 0), (1, 0)])
     path = tmp_path / "doubts"
     spilled = SpilledDoubts(path, steps, lambda step: DTYPES)
-    entries = [spilled.add(doubt) for doubt in found]
+    for doubt in found:
+        spilled.append(doubt)
+    entries = spilled.fresh()
     data = bytearray(path.read_bytes())
     data[10] ^= 1
     path.write_bytes(data[:-1])

@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from gate import State, WrongResult
+from mergekern.selection import Search, select
 from rows import Row, less_cpu
 from settings import DENSITY, EXPERTS, Settings
 from timing import Times, measure
@@ -13,7 +14,6 @@ from timing import Times, measure
 import mergekern
 from mergekern.backends.cpu import CpuBackend
 from mergekern.fused import Tile
-from mergekern.selection import Search, select
 from mergekern.sources import Resident
 from parts.exact import FP32, HEAVY
 
