@@ -46,7 +46,7 @@ class BuildKernels(build_ext):
 
 extension = Pybind11Extension(
     "mergekern._C",
-    sources=["csrc/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/pool.cpp"],
+    sources=["csrc/batch.cpp", "csrc/bindings.cpp", "csrc/cpu/dispatch.cpp", "csrc/cpu/pool.cpp"],
     depends=sorted(glob("csrc/**/*", recursive=True)),
     include_dirs=["csrc"],
     extra_compile_args=[*COMMON, *(f"-DMK_HAS_{name}" for name in INSTRUCTION_SETS)],

@@ -3,10 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "batch.h"
 #include "cpu/loops.h"
 #include "cpu/pool.h"
 #include "philox.h"
@@ -115,6 +117,34 @@ void magnitudes(const How& how, const Inputs& inputs, int expert, uintptr_t out)
   });
 }
 
+// (tile, non-finite inputs, overflow) for every tile with findings; -1 is the base.
+std::vector<std::tuple<int64_t, std::vector<int>, bool>> run_batch(
+    const How& how, const FusedOp& op, const std::vector<Expert>& experts, DType base_dtype,
+    DType out_dtype, int64_t count, const std::array<uintptr_t, 6>& columns) {
+  const Batch batch{count,
+                    reinterpret_cast<const uint64_t*>(columns[0]),
+                    reinterpret_cast<const uint64_t*>(columns[1]),
+                    reinterpret_cast<const int64_t*>(columns[2]),
+                    reinterpret_cast<const int64_t*>(columns[3]),
+                    reinterpret_cast<const uint32_t*>(columns[4]),
+                    reinterpret_cast<const int64_t*>(columns[5])};
+  const Loops& table = loops(how.isa.c_str());
+  std::vector<TileFindings> found;
+  {
+    py::gil_scoped_release release;
+    found = fuse_batch(table, how.threads, how.wide, op, experts, base_dtype, out_dtype, batch);
+  }
+  std::vector<std::tuple<int64_t, std::vector<int>, bool>> listed;
+  for (const TileFindings& one : found) {
+    std::vector<int> inputs;
+    for (size_t i = 0; i < one.non_finite.size(); ++i) {
+      if (one.non_finite[i]) inputs.push_back(static_cast<int>(i) - 1);
+    }
+    listed.emplace_back(one.tile, inputs, one.overflow);
+  }
+  return listed;
+}
+
 std::vector<std::string> names_of_instruction_sets() {
   const char* names[8];
   const int n = instruction_sets(names);
@@ -133,7 +163,7 @@ Expert make_expert(uintptr_t data, DType dtype, uint32_t index, double coef, dou
   e.vote = vote;
   e.share = share;
   e.window = Window{lo, hi, lo_last, hi_last};
-  e.trim = lo != 0 || lo_last != INT64_MAX || hi < INT64_MAX || hi_last != INT64_MAX;
+  e.trim = trims(e.window);
   e.drop = keep_below <= UINT32_MAX;
   e.keep_below = static_cast<uint32_t>(keep_below);
   return e;
@@ -188,6 +218,7 @@ PYBIND11_MODULE(_C, m) {
            py::arg("base"), py::arg("base_dtype"), py::arg("experts"), py::arg("offset"),
            py::arg("numel"));
   m.def("fuse", &fuse);
+  m.def("fuse_batch", &run_batch);
   m.def("count", &count);
   m.def("masked_sums", &masked_sums);
   m.def("gram", &gram);

@@ -15,6 +15,10 @@ struct Window {
   int64_t lo_last, hi_last;
 };
 
+inline bool trims(const Window& w) {
+  return w.lo != 0 || w.lo_last != INT64_MAX || w.hi < INT64_MAX || w.hi_last != INT64_MAX;
+}
+
 struct Expert {
   const void* data;
   DType dtype;

@@ -63,6 +63,15 @@ CHUNK: int
 def fuse(
     how: How, op: FusedOp, inputs: Inputs, out: int, out_dtype: DType
 ) -> tuple[list[int], bool]: ...
+def fuse_batch(
+    how: How,
+    op: FusedOp,
+    experts: list[Expert],
+    base_dtype: DType,
+    out_dtype: DType,
+    count: int,
+    columns: list[int],
+) -> list[tuple[int, list[int], bool]]: ...
 def count(
     how: How,
     inputs: Inputs,

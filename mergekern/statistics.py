@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from mergekern.backends import Backend
-from mergekern.fused import KEEP_ALL, Combine, ExpertScalars, FusedOp, Window
+from mergekern.fused import KEEP_ALL, Combine, ExpertScalars, FusedOp, Window, name_hash
 from mergekern.plan import Step
 from mergekern.selection import Search, expert_numels, last_index, select
 from mergekern.spec import Spec
@@ -180,7 +179,7 @@ def _fused(
         scale=spec.lambda_,
         divisor=divisor,
         seed=spec.seed,
-        name_hash=zlib.crc32(step.name.encode()),
+        name_hash=name_hash(step.name),
         work=step.work,
     )
 

@@ -13,7 +13,8 @@ ORDER = (
     *("checkpoint", "report", "plan", "tied", "fitting", "planner", "lock", "card", "progress"),
     *("backends", "tiles", "selection", "statistics"),
     *("huge", "arena", "budget", "table", "units", "extents", "stream", "coverage", "sources"),
-    *("journal", "blockfile", "output", "destination", "findings", "run"),
+    *("journal", "blockfile", "output", "destination", "findings", "batches"),
+    *("run",),
     *("engine", "api", "evaluate", "demo", "cli"),
 )
 FILES = sorted(ROOT.rglob("*.py"))

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from mergekern.errors import RecipeError
-from mergekern.fused import Findings, FusedOp, Tile
+from mergekern.fused import Batch, Findings, FusedOp, Tile
 
 BLOCK = 4096  # elements of one partial sum
 CHUNK = 65536  # elements of one in-range count
@@ -47,6 +47,9 @@ class Backend(Protocol):
 
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
         """Run the op over a tile into `out` (flat, any mergeable dtype)."""
+
+    def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
+        """Run the op over many tiles. Returns what was found, for tiles where something was."""
 
     def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
         """bits(|x_expert - base|) as int64, flat; meant for samples and single chunks."""
