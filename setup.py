@@ -47,6 +47,7 @@ class BuildKernels(build_ext):
 extension = Pybind11Extension(
     "mergekern._C",
     sources=[
+        "csrc/batch.cpp",
         "csrc/bindings.cpp",
         *(f"csrc/cpu/{name}.cpp" for name in ("compact", "dispatch", "passes", "pool")),
     ],

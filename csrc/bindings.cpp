@@ -3,10 +3,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "batch.h"
+#include "cpu/loops.h"
 #include "cpu/passes.h"
 #include "philox.h"
 
@@ -46,6 +49,34 @@ using Cuts = std::tuple<uint64_t, int64_t, uint64_t, int64_t>;
 Window make_window(const Cuts& cuts) {
   const auto [lo, lo_last, hi, hi_last] = cuts;
   return Window{lo, hi, lo_last, hi_last};
+}
+
+// (tile, non-finite inputs, overflow) for every tile with findings; -1 is the base.
+std::vector<std::tuple<int64_t, std::vector<int>, bool>> run_batch(
+    const How& how, const FusedOp& op, const std::vector<Expert>& experts, DType base_dtype,
+    DType out_dtype, int64_t count, const std::array<uintptr_t, 6>& columns) {
+  const Batch batch{count,
+                    reinterpret_cast<const uint64_t*>(columns[0]),
+                    reinterpret_cast<const uint64_t*>(columns[1]),
+                    reinterpret_cast<const int64_t*>(columns[2]),
+                    reinterpret_cast<const int64_t*>(columns[3]),
+                    reinterpret_cast<const uint32_t*>(columns[4]),
+                    reinterpret_cast<const int64_t*>(columns[5])};
+  const Loops& table = loops(how.isa.c_str());
+  std::vector<TileFindings> found;
+  {
+    py::gil_scoped_release release;
+    found = fuse_batch(table, how.threads, how.wide, op, experts, base_dtype, out_dtype, batch);
+  }
+  std::vector<std::tuple<int64_t, std::vector<int>, bool>> listed;
+  for (const TileFindings& one : found) {
+    std::vector<int> inputs;
+    for (size_t i = 0; i < one.non_finite.size(); ++i) {
+      if (one.non_finite[i]) inputs.push_back(static_cast<int>(i) - 1);
+    }
+    listed.emplace_back(one.tile, inputs, one.overflow);
+  }
+  return listed;
 }
 
 std::vector<std::string> names_of_instruction_sets() {
@@ -185,6 +216,12 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("non_finite", &Found::non_finite)
       .def_readonly("overflow", &Found::overflow);
   bind_operations(m);
+  m.def("fuse", &fuse);
+  m.def("fuse_batch", &run_batch);
+  m.def("count", &count);
+  m.def("masked_sums", &masked_sums);
+  m.def("gram", &gram);
+  m.def("magnitudes", &magnitudes);
   m.def("instruction_sets", &names_of_instruction_sets);
   m.def("philox", [](std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> c, uint64_t seed) {
     const Words4 out =

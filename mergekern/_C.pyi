@@ -89,6 +89,15 @@ def compact(
     base: int,
     experts: list[int],
 ) -> None: ...
+def fuse_batch(
+    how: How,
+    op: FusedOp,
+    experts: list[Expert],
+    base_dtype: DType,
+    out_dtype: DType,
+    count: int,
+    columns: list[int],
+) -> list[tuple[int, list[int], bool]]: ...
 def count(
     how: How,
     inputs: Inputs,

@@ -22,9 +22,11 @@ and `linear_combination` computes out = (sum_k coef_k x_k) / divisor, without a 
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 Rule = Literal["task_vector", "linear_combination"]
@@ -33,6 +35,11 @@ Combine = Literal["sum", "mean", "max"]
 
 EVERY_INDEX = 2**63 - 1
 KEEP_ALL = 2**32  # a coin is a number below 2**32
+
+
+def name_hash(tensor: str) -> int:
+    """What makes the coins of a tensor its own: 32 bits of its name."""
+    return zlib.crc32(tensor.encode())
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,35 @@ class Tile:
     @property
     def numel(self) -> int:
         return self.experts[0].numel()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Many tiles that an op and their dtypes have in common, in columns.
+
+    The op's name_hash, and its windows where `windows` is given, hold for no tile: the columns do.
+
+    base, experts, out: dtypes; without a base the first column of inputs is not looked at
+    inputs:    uint64 [n, 1 + experts]: addresses of the first elements, the base first
+    outs:      uint64 [n]: the same of the outputs
+    offset:    int64 [n]: index of the first element within its tensor
+    numel:     int64 [n]
+    name_hash: uint32 [n]
+    windows:   int64 [n, experts, 4]: lo, lo_last, hi, hi_last
+    """
+
+    base: torch.dtype | None
+    experts: tuple[torch.dtype, ...]
+    out: torch.dtype
+    inputs: np.ndarray
+    outs: np.ndarray
+    offset: np.ndarray
+    numel: np.ndarray
+    name_hash: np.ndarray
+    windows: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.outs)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from mergekern.arena import Arena
 from mergekern.backends import Backend
+from mergekern.batches import batch_of, by_kind, window_column
 from mergekern.budget import MemoryEstimate
 from mergekern.checkpoint.base import Checkpoint
 from mergekern.destination import Destination
@@ -50,7 +51,8 @@ class Run:
         self._pipeline = Pipeline(self._table, Arena(estimate.buffers))
         self._cutter = Cutter(self._table, estimate.buffers, estimate.tile)
         self._destination: Destination | None = None
-        self._op: tuple[Step, FusedOp] | None = None  # of the tensor being merged
+        self._ops: dict[int, FusedOp] = {}  # by kind
+        self._op: tuple[Step, FusedOp] | None = None  # of the tensor that is merged on its own
 
     @property
     def bytes_read(self) -> int:
@@ -70,7 +72,7 @@ class Run:
         fits = self._cutter.fits(rows)
         todo = self._destination.missing(table, table.whole_tensor & fits)
         written = self._expect(todo)
-        if self._plan.whole_model and self._destination.windows is None and written:
+        if self._plan.whole_model and self._windows is None and written:
             self._find_windows()
         apart = (table.whole_tensor & ~fits)[todo.row]
         whole = todo[table.whole_tensor[todo.row] & ~apart]
@@ -105,7 +107,7 @@ class Run:
         self._destination.expect(dict(enumerate(left.tolist())))
         written = int(left.sum())
         self._unseen = 0
-        if self._plan.whole_model and self._destination.windows is None and written:
+        if self._plan.whole_model and self._windows is None and written:
             passes = self._plan.passes - 1
             rows = self._model_rows()
             self._unseen = passes * int((table.traffic * table.numel)[rows].sum())
@@ -137,7 +139,6 @@ class Run:
 
     def _merge_streamed(self, row: int, ranges: Pieces) -> None:
         """A tensor that needs statistics of all of it, and is larger than the buffers."""
-        assert self._destination is not None
         step = self._plan.steps[row]
         reel = Reel(self._pipeline, self._cutter, np.array([row]))
         self._op = (step, resolve(self._backend, reel, self._known(step)))
@@ -150,7 +151,10 @@ class Run:
         seen = -1
         for flight in self._pipeline.stream(units):
             row = flight.unit.pieces.row
-            for piece in range(len(row)):
+            apart = (table.whole_tensor | table.copied)[row]
+            for group in by_kind(table, row, np.flatnonzero(~apart)):
+                self._merge_batch(flight, group)
+            for piece in np.flatnonzero(apart).tolist():
                 self._merge_piece(flight, piece)
             self._write(flight)
             # A tensor is done when the next one begins, for all pieces in order.
@@ -160,6 +164,34 @@ class Run:
             self._progress.advance(moved, done, MERGE)
         if seen >= 0:
             self._progress.advance(0, 1, MERGE)
+
+    def _merge_batch(self, flight: Flight, chosen: np.ndarray) -> None:
+        """Pieces of one kind, which need no statistics but those of the whole model."""
+        rows = flight.unit.pieces.row[chosen]
+        step = self._plan.steps[int(rows[0])]
+        op = self._shared_op(int(self._table.kind[rows[0]]), step)
+        trimmed = self._cuts if step.spec is not None and step.spec.whole_model else None
+        batch = batch_of(self._table, flight, chosen, trimmed)
+        found = self._backend.fuse_batch(op, batch)
+        for tile in sorted(found):
+            step = self._plan.steps[int(rows[tile])]
+            check_findings(self._plan, self._checkpoints, step, found[tile])
+
+    def _shared_op(self, kind: int, step: Step) -> FusedOp:
+        """The op of a kind of steps, but for what a batch has in columns."""
+        if kind not in self._ops:
+            self._ops[kind] = fused_op(step)
+        return self._ops[kind]
+
+    @cached_property
+    def _cuts(self) -> np.ndarray:
+        assert self._windows is not None
+        return window_column(self._table, self._windows)
+
+    @property
+    def _windows(self) -> Windows | None:
+        assert self._destination is not None
+        return self._destination.windows
 
     def _merge_piece(self, flight: Flight, piece: int) -> None:
         step = self._plan.steps[int(flight.unit.pieces.row[piece])]
@@ -174,20 +206,13 @@ class Run:
 
     def _op_of(self, step: Step, tile: Tile) -> FusedOp:
         """The tiles of one tensor follow each other, and share its op."""
-        assert self._destination is not None
         if self._op is None or self._op[0] is not step:
-            known = self._known(step)
-            if step.spec is not None and step.spec.whole_tensor:
-                op = resolve(self._backend, Resident([(step, tile)]), known)
-            else:
-                op = fused_op(step, known[step.name] if known else None)
-            self._op = (step, op)
+            tensors = Resident([(step, tile)])
+            self._op = (step, resolve(self._backend, tensors, self._known(step)))
         return self._op[1]
 
     def _known(self, step: Step) -> Windows | None:
-        assert self._destination is not None
-        whole_model = step.spec is not None and step.spec.whole_model
-        return self._destination.windows if whole_model else None
+        return self._windows if step.spec is not None and step.spec.whole_model else None
 
     def _write(self, flight: Flight) -> None:
         assert self._destination is not None

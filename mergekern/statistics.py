@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
-
 import numpy as np
 
 from mergekern.backends import Backend
-from mergekern.fused import KEEP_ALL, Combine, ExpertScalars, FusedOp, Window
+from mergekern.fused import KEEP_ALL, Combine, ExpertScalars, FusedOp, Window, name_hash
 from mergekern.plan import Step
 from mergekern.spec import Spec
 from mergekern.tiles import Tensors
@@ -61,7 +59,7 @@ def fused_op(
         scale=spec.lambda_,
         divisor=divisor,
         seed=spec.seed,
-        name_hash=zlib.crc32(step.name.encode()),
+        name_hash=name_hash(step.name),
         work=step.work,
     )
 

@@ -11,6 +11,7 @@ import torch
 
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.files import WeightFile
+from mergekern.fused import name_hash
 from mergekern.plan import Input, Plan, Step
 
 NONE, MEMORY, READ = -3, -2, -1  # in place of a file: no such input, views, read() into a buffer
@@ -56,6 +57,10 @@ class Table:
     @cached_property
     def copied(self) -> np.ndarray:
         return self._per_step([step.action == "copy" for step in self.steps]).astype(bool)
+
+    @cached_property
+    def name_hash(self) -> np.ndarray:
+        return np.array([name_hash(step.name) for step in self.steps], np.uint32)
 
     def source(self, row: int, slot: int) -> tuple[Checkpoint, TensorInfo]:
         """Whose tensor an input is, and which."""

@@ -13,7 +13,7 @@ errors version sizes dtypes collector _C fused spec methods recipe
 checkpoint report plan tied fitting planner lock card progress
 backends tiles keys counting doubts sampling walking speculation trimming statistics onepass spill
 huge arena budget table units extents stream coverage sources
-journal blockfile output destination findings run
+journal blockfile output destination findings batches run
 engine api evaluate demo cli
 """
 ORDER = ABOVE_TO_BELOW.split()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from folders import METHODS, Watch, buffers, hashes, merge, unfinished
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 import mergekern
 from mergekern import output as output_module
-from mergekern import run
+from mergekern.backends.cpu import CpuBackend
 from mergekern.errors import OutputError
 from mergekern.journal import NAME as JOURNAL
 from mergekern.journal import Journal
@@ -248,8 +249,8 @@ def test_ctrl_c(models: list[Path], wanted: dict[str, Path], tmp_path: Path) -> 
         "from mergekern.backends.cpu import CpuBackend\n"
         "from mergekern.budget import MemoryEstimate\n"
         f"engine.budget.memory_estimate = lambda *_: MemoryEstimate(0, 0, {BUFFERS}, 0)\n"
-        "fuse = CpuBackend.fuse\n"
-        "CpuBackend.fuse = lambda *a: (time.sleep(0.1), fuse(*a))[1]\n"
+        "fuse = CpuBackend.fuse_batch\n"
+        "CpuBackend.fuse_batch = lambda *a: (time.sleep(0.1), fuse(*a))[1]\n"
         "folders.merge([pathlib.Path(a) for a in sys.argv[2:]], pathlib.Path(sys.argv[1]))\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "out"), *map(str, models)]
@@ -273,17 +274,17 @@ def test_a_kernel_that_fails_leaves_what_is_done(
     models: list[Path], wanted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     buffers(monkeypatch, BUFFERS)
-    check = run.check_findings
+    fuse = CpuBackend.fuse_batch
     calls = []
 
-    def fail(*found: object) -> None:
-        calls.append(found)
+    def fail(*given: Any) -> object:
+        calls.append(given)
         if len(calls) > 3:
             raise ZeroDivisionError
-        check(*found)  # type: ignore[arg-type]
+        return fuse(*given)
 
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(run, "check_findings", fail)
+        patch.setattr(CpuBackend, "fuse_batch", fail)
         merge(models, tmp_path / "out")
     assert unfinished(tmp_path / "out")
     merge(models, tmp_path / "out")

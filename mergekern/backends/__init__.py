@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from mergekern.errors import RecipeError
-from mergekern.fused import Findings, FusedOp, Tile, Window
+from mergekern.fused import Batch, Findings, FusedOp, Tile, Window
 
 BLOCK = 4096  # elements of one partial sum
 CHUNK = 65536  # elements of one in-range count
@@ -85,6 +85,9 @@ class Backend(Protocol):
     def compact(self, tile: Tile, open_: torch.Tensor) -> tuple[torch.Tensor, Tile]:
         """The open elements of a tile: their places in it (int64, ascending), and their values as a
         tile of its own, from offset 0 on."""
+
+    def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
+        """Run the op over many tiles. Returns what was found, for tiles where something was."""
 
     def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
         """bits(|x_expert - base|) as int64, flat; meant for samples and single chunks."""

@@ -7,11 +7,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mergekern import _C
 from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation
-from mergekern.fused import ExpertScalars, Findings, FusedOp, Tile, Window
+from mergekern.fused import Batch, ExpertScalars, Findings, FusedOp, Tile, Window
 
 _DTYPES = {
     torch.float64: _C.DType.f64,
@@ -103,6 +104,21 @@ class CpuBackend:
         )
         return index, Tile(tile.tensor, 0, base, experts)
 
+    def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
+        _check_batch(op, batch)
+        columns = (batch.inputs, batch.outs, batch.offset, batch.numel, batch.name_hash)
+        windows = 0 if batch.windows is None else batch.windows.ctypes.data
+        found = _C.fuse_batch(
+            self._how(op.work),
+            _native(op),
+            [_expert(0, dtype, e) for dtype, e in zip(batch.experts, op.experts, strict=True)],
+            _C.DType.f32 if batch.base is None else _DTYPES[batch.base],
+            _DTYPES[batch.out],
+            len(batch),
+            [*(column.ctypes.data for column in columns), windows],
+        )
+        return {tile: Findings(tuple(inputs), overflow) for tile, inputs, overflow in found}
+
     def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
         _check(tile, work)
         out = torch.empty(tile.numel, dtype=torch.int64)
@@ -178,21 +194,49 @@ def _check_out(tile: Tile, out: torch.Tensor) -> None:
         raise ValueError(f"{tile.tensor}: out must be {tile.numel} contiguous elements")
 
 
+def _check_batch(op: FusedOp, batch: Batch) -> None:
+    """The same for a batch; that the addresses are good is the caller's word."""
+    count, experts = len(batch), len(batch.experts)
+    columns: list[tuple[np.ndarray, type, tuple[int, ...]]] = [
+        (batch.inputs, np.uint64, (count, 1 + experts)),
+        (batch.outs, np.uint64, (count,)),
+        (batch.offset, np.int64, (count,)),
+        (batch.numel, np.int64, (count,)),
+        (batch.name_hash, np.uint32, (count,)),
+    ]
+    if batch.windows is not None:
+        columns.append((batch.windows, np.int64, (count, experts, 4)))
+    for column, dtype, shape in columns:
+        if column.dtype != dtype or column.shape != shape or not column.flags.c_contiguous:
+            raise ValueError(
+                f"a batch's column must be {np.dtype(dtype)} {list(shape)}, in C order"
+            )
+    if op.rule == "task_vector" and batch.base is None:
+        raise ValueError("a batch of deltas needs a base")
+    if (batch.offset % CHUNK).any():
+        raise ValueError(f"every tile of a batch starts at a multiple of {CHUNK}")
+    given = {*batch.experts, *(() if batch.base is None else (batch.base,))}
+    if not given <= _DTYPES.keys() or (torch.float64 in given and op.work != torch.float64):
+        raise ValueError(f"a batch of {sorted(map(str, given))} is not computed in {op.work}")
+
+
 def _inputs(tile: Tile, scalars: tuple[ExpertScalars, ...] | None = None) -> _C.Inputs:
     scalars = scalars or (_PLAIN,) * len(tile.experts)
     return _C.Inputs(
         base=0 if tile.base is None else tile.base.data_ptr(),
         base_dtype=_C.DType.f32 if tile.base is None else _DTYPES[tile.base.dtype],
-        experts=[_expert(t, s) for t, s in zip(tile.experts, scalars, strict=True)],
+        experts=[
+            _expert(t.data_ptr(), t.dtype, s) for t, s in zip(tile.experts, scalars, strict=True)
+        ],
         offset=tile.offset,
         numel=tile.numel,
     )
 
 
-def _expert(tensor: torch.Tensor, scalars: ExpertScalars) -> _C.Expert:
+def _expert(address: int, dtype: torch.dtype, scalars: ExpertScalars) -> _C.Expert:
     return _C.Expert(
-        data=tensor.data_ptr(),
-        dtype=_DTYPES[tensor.dtype],
+        data=address,
+        dtype=_DTYPES[dtype],
         index=scalars.index,
         coef=scalars.coef,
         vote=scalars.vote,

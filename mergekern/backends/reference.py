@@ -6,13 +6,15 @@ once, in the order in which the experts stand in the recipe.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation
-from mergekern.fused import ExpertScalars, Findings, FusedOp, Tile, Window
+from mergekern.fused import Batch, ExpertScalars, Findings, FusedOp, Tile, Window
 
 _LANES = 16  # partial sums of a reduction
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -53,6 +55,25 @@ class ReferenceBackend:
         base = None if tile.base is None else tile.base[index]
         return index, Tile(tile.tensor, 0, base, tuple(x[index] for x in tile.experts))
 
+    def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
+        found = {}
+        for tile in range(len(batch)):
+            numel = int(batch.numel[tile])
+            base, *experts = (
+                None if dtype is None else _at(int(address), numel, dtype)
+                for address, dtype in zip(
+                    batch.inputs[tile], (batch.base, *batch.experts), strict=True
+                )
+            )
+            here = Tile(
+                "", int(batch.offset[tile]), base, tuple(x for x in experts if x is not None)
+            )
+            out = _at(int(batch.outs[tile]), numel, batch.out)
+            seen = self.fuse(_op_of(op, batch, tile), here, out)
+            if seen != Findings():
+                found[tile] = seen
+        return found
+
     def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
         return magnitude_bits(_deltas(tile, work)[expert])
 
@@ -75,6 +96,22 @@ class ReferenceBackend:
     def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
         rows = [x.double() for x in _deltas(tile, work)]
         return torch.stack([torch.stack([block_sums(a * b) for b in rows], 1) for a in rows], 1)
+
+
+def _at(address: int, numel: int, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor at an address; not empty."""
+    raw = (ctypes.c_char * (numel * dtype.itemsize)).from_address(address)
+    return torch.frombuffer(raw, dtype=dtype)
+
+
+def _op_of(op: FusedOp, batch: Batch, tile: int) -> FusedOp:
+    """The op with the columns of one tile."""
+    op = replace(op, name_hash=int(batch.name_hash[tile]))
+    if batch.windows is None:
+        return op
+    windows = [Window(*cuts) for cuts in batch.windows[tile].tolist()]
+    pairs = zip(op.experts, windows, strict=True)
+    return replace(op, experts=tuple(replace(expert, window=window) for expert, window in pairs))
 
 
 # one element
