@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +16,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from data import base_and_experts
-from floor import floor_pass
+from data import base_and_experts, on_huge_pages
+from floor import floor_seconds
 
 from mergekern.backends import Bracket
 from mergekern.backends.cpu import CpuBackend, available_cores
@@ -49,7 +48,7 @@ def op_of(name: str, experts: int, cut: int) -> FusedOp:
 
 def tile_of(experts: int, numel: int = NUMEL) -> Tile:
     base, tuned = base_and_experts(numel, experts)
-    return Tile("w", 0, base, tuple(tuned))
+    return Tile("w", 0, on_huge_pages(base), tuple(on_huge_pages(x) for x in tuned))
 
 
 def head_of(tile: Tile) -> Tile:
@@ -63,13 +62,11 @@ def threshold(tile: Tile) -> int:
     return int(bits[-int(DENSITY * CHECKED)])
 
 
-def against_floor(benchmark, run: Callable[[], object], floor: Callable[[], object], nbytes: int):
+def against_floor(benchmark, run: Callable[[], object], floor: Callable[[], float], nbytes: int):
     floors: list[float] = []
 
     def time_floor() -> None:
-        started = time.perf_counter()
-        floor()
-        floors.append(time.perf_counter() - started)
+        floors.append(floor())
 
     benchmark.pedantic(run, setup=time_floor, rounds=ROUNDS, warmup_rounds=2)
     benchmark.extra_info["bytes"] = nbytes
@@ -91,12 +88,12 @@ def test_fuse(benchmark, name: str, experts: int, threads: int) -> None:
     ReferenceBackend().fuse(op, head, want)
     backend.fuse(op, head, got)
     assert torch.equal(got.view(torch.int16), want.view(torch.int16))
-    out = torch.empty_like(tile.base)
+    out = on_huge_pages(tile.base)
     inputs = [*tile.experts] if name == "linear" else [tile.base, *tile.experts]
     against_floor(
         benchmark,
         lambda: backend.fuse(op, tile, out),
-        lambda: floor_pass(inputs, out, threads),
+        lambda: floor_seconds(inputs, out, threads),
         2 * NUMEL * (len(inputs) + 1),
     )
 
@@ -115,10 +112,10 @@ def test_count(benchmark, width: int, threads: int) -> None:
     got = backend.count(head_of(tile), brackets, torch.float32, tallies)
     assert [c.above for c in got] == [c.above for c in want]
     assert all(torch.equal(t.sum(0), w.sum(0)) for t, w in zip(tallies, wanted, strict=True))
-    out = torch.empty_like(tile.base)
+    out = on_huge_pages(tile.base)
     against_floor(
         benchmark,
         lambda: backend.count(tile, brackets, torch.float32, tallies),
-        lambda: floor_pass([tile.base, *tile.experts], out, threads),
+        lambda: floor_seconds([tile.base, *tile.experts], out, threads),
         2 * NUMEL * (experts + 1),
     )

@@ -162,6 +162,12 @@ void bind_operations(py::module_& m) {
         magnitudes(how, inputs.tile, expert, pointer<int64_t>(out));
       },
       Released());
+  m.def(
+      "all_finite",
+      [](uintptr_t data, DType dtype, int64_t numel, int threads) {
+        return all_finite(threads, pointer<void>(data), dtype, numel);
+      },
+      Released());
 }
 
 }  // namespace

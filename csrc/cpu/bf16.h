@@ -32,6 +32,7 @@ class Bf16Pass {
     floats_.resize(kPhaseFloats * (experts + 3));
     words_.resize(kPhaseWords * (2 * experts + 2));
     for (size_t k = 0; k < experts; ++k) {
+      if (shape_.drops) coins_.emplace_back(t.experts[k].index, op);
       Ballot& e = ballots_[k];
       e.coef = Floats{} + static_cast<float>(t.experts[k].coef);
       e.share = Floats{} + static_cast<float>(t.experts[k].share);
@@ -117,7 +118,7 @@ class Bf16Pass {
   void block(int64_t at, int n, uint8_t* open) {
     const int padded = (n + kLanesOf16 - 1) / kLanesOf16 * kLanesOf16;
     padding_ += padded - n;
-    base_ = t_.base ? words(t_.base, at, n, padded, 0) : nullptr;
+    base_ = shape_.take == Take::value ? nullptr : words(t_.base, at, n, padded, 0);
     for (int k = 0; k < t_.count; ++k) {
       ballots_[k].x = words(t_.experts[k].data, at, n, padded, k + 1);
     }
@@ -156,7 +157,7 @@ class Bf16Pass {
     uint16_t kept[kPhase];
     for (int k = 0; k < t_.count; ++k) {
       if (!t_.experts[k].drop) continue;
-      keep_block(t_.experts[k], op_, element, kept, n);
+      keep_block(t_.experts[k], op_, coins_[k], element, kept, n);
       char* to = spare(t_.count + 1 + k);
       drop_words(base_, ballots_[k].x, kept, to, n);
       ballots_[k].x = to;
@@ -206,6 +207,7 @@ class Bf16Pass {
   Guess guess_ = Guess::none;
   int64_t steady_until_ = 0, padding_ = 0;
   const char* base_ = nullptr;
+  std::vector<Coins> coins_;
   std::vector<Ballot> ballots_;
   std::vector<Floats> floats_;
   std::vector<Words> words_;

@@ -130,12 +130,12 @@ static inline bool trimmed_block(const Expert& e, int64_t index, int64_t element
 
 // kept[i] = 0xffff where the coin of element + i falls below keep_below, 0 elsewhere. The low
 // halves of the numbers are made only where a high half equals the bound's: once in 65,536.
-static inline void keep_block(const Expert& e, const FusedOp& op, int64_t element, uint16_t* kept,
-                              int n) {
+static inline void keep_block(const Expert& e, const FusedOp& op, Coins& coins, int64_t element,
+                              uint16_t* kept, int n) {
   uint32_t words[kStep / 2 + 4];
   const int skip = static_cast<int>(element % 8);
   const uint64_t first = static_cast<uint64_t>(element / 8);
-  coin_words(first, (skip + n + 7) / 8, e.index, 0, op, words);
+  coins.words(first, (skip + n + 7) / 8, words);
   // Lane 2w is the low half of word w: on a little-endian machine the lanes lie in order.
   const auto* high = at<uint16_t>(words, skip);
   const uint16_t bound = static_cast<uint16_t>(e.keep_below >> 16);
@@ -160,7 +160,8 @@ template <typename Work>
 static inline void drop_block(const Expert& e, const FusedOp& op, int64_t element,
                               Work* __restrict__ d, int n) {
   uint16_t kept[kStep];
-  keep_block(e, op, element, kept, n);
+  Coins coins(e.index, op);
+  keep_block(e, op, coins, element, kept, n);
   for (int i = 0; i < n; ++i) d[i] = kept[i] ? d[i] : Work(0);
 }
 

@@ -62,52 +62,96 @@ struct Lanes {
 #endif
 
 #if defined(__AVX2__)
-// Blocks first … first + 4 * Lanes::count - 1; four chains hide the latency of the multiplies. The
-// upper halves of the lanes hold rubbish that no product and no store looks at.
-static inline void coin_lanes(uint64_t first, uint32_t expert, uint32_t half, const FusedOp& op,
-                              uint32_t* out) {
-  constexpr int kChains = 4;
-  Lanes c0[kChains], c1[kChains], c2[kChains], c3[kChains];
-  for (int j = 0; j < kChains; ++j) {
-    c0[j] = Lanes::from(first + j * Lanes::count);
-    c1[j] = c0[j].high();
-    c2[j] = Lanes::all(2 * expert + half);
-    c3[j] = Lanes::all(op.name_hash);
-  }
-  const Lanes m0 = Lanes::all(0xD2511F53u), m1 = Lanes::all(0xCD9E8D57u);
-  uint32_t key0 = static_cast<uint32_t>(op.seed), key1 = static_cast<uint32_t>(op.seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const Lanes k0 = Lanes::all(key0), k1 = Lanes::all(key1);
-    for (int j = 0; j < kChains; ++j) {
-      const Lanes p0 = m0 * c0[j], p1 = m1 * c2[j];
-      c0[j] = p1.high() ^ c1[j] ^ k0;
-      c1[j] = p1;
-      c2[j] = p0.high() ^ c3[j] ^ k1;
-      c3[j] = p0;
+// What the blocks of one expert have in common. Two words of the counter are the same for all of
+// them, and so are two of those that the first two rounds make of it.
+struct CoinRun {
+  static constexpr int kRounds = 10;
+  uint32_t high;  // upper half of the blocks' numbers
+  Lanes m0 = Lanes::all(0xD2511F53u), m1 = Lanes::all(0xCD9E8D57u);
+  Lanes key0[kRounds], key1[kRounds];
+  Lanes first_c2, second_c0, second_c2, third_c3;
+
+  CoinRun(uint32_t upper, uint32_t expert, const FusedOp& op) : high(upper) {
+    uint32_t k0 = static_cast<uint32_t>(op.seed), k1 = static_cast<uint32_t>(op.seed >> 32);
+    const uint64_t p1 = uint64_t{0xCD9E8D57u} * (2 * expert);
+    const uint64_t p0 = uint64_t{0xD2511F53u} * (static_cast<uint32_t>(p1 >> 32) ^ high ^ k0);
+    first_c2 = Lanes::all(op.name_hash ^ k1);
+    for (int round = 0; round < kRounds; ++round) {
+      key0[round] = Lanes::all(k0), key1[round] = Lanes::all(k1);
+      k0 += 0x9E3779B9u;
+      k1 += 0xBB67AE85u;
     }
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+    second_c0 = Lanes::all(static_cast<uint32_t>(p1)) ^ key0[1];
+    second_c2 = Lanes::all(p0 >> 32) ^ key1[1];
+    third_c3 = Lanes::all(static_cast<uint32_t>(p0));
   }
-  for (int j = 0; j < kChains; ++j) {
-    Lanes::store(c0[j], c1[j], c2[j], c3[j], out + 4 * j * Lanes::count);
+
+  static constexpr int kChains = 4;  // hide the latency of the multiplies
+  static constexpr int kBlocks = kChains * Lanes::count;
+
+  // The high halves of blocks first … first + kBlocks - 1. The upper halves of the lanes hold
+  // rubbish that no product and no store looks at.
+  void words(uint64_t first, uint32_t* out) const {
+    Lanes c0[kChains], c1[kChains], c2[kChains], c3[kChains];
+    for (int j = 0; j < kChains; ++j) {
+      const Lanes p0 = m0 * Lanes::from(first + j * Lanes::count);
+      const Lanes p1 = m1 * (p0.high() ^ first_c2);
+      c0[j] = p1.high() ^ second_c0;
+      c1[j] = p1;
+      c2[j] = second_c2 ^ p0;
+      c3[j] = third_c3;
+    }
+#pragma GCC unroll 8
+    for (int round = 2; round < kRounds; ++round) {
+      for (int j = 0; j < kChains; ++j) {
+        const Lanes p0 = m0 * c0[j], p1 = m1 * c2[j];
+        c0[j] = p1.high() ^ c1[j] ^ key0[round];
+        c1[j] = p1;
+        c2[j] = p0.high() ^ c3[j] ^ key1[round];
+        c3[j] = p0;
+      }
+    }
+    for (int j = 0; j < kChains; ++j) {
+      Lanes::store(c0[j], c1[j], c2[j], c3[j], out + 4 * j * Lanes::count);
+    }
   }
-}
+};
 #endif
 
-// out[4 * j + w] = word w of the coins of block first + j, for one half of the numbers
-static inline void coin_words(uint64_t first, int blocks, uint32_t expert, uint32_t half,
-                              const FusedOp& op, uint32_t* out) {
-  int j = 0;
+// The coins of one expert, by the block: the high halves of their numbers.
+class Coins {
+ public:
 #if defined(__AVX2__)
-  for (; j + 4 * Lanes::count <= blocks; j += 4 * Lanes::count) {
-    coin_lanes(first + j, expert, half, op, out + 4 * j);
-  }
+  Coins(uint32_t expert, const FusedOp& op) : expert_(expert), op_(&op), run_(0, expert, op) {}
+#else
+  Coins(uint32_t expert, const FusedOp& op) : expert_(expert), op_(&op) {}
 #endif
-  for (; j < blocks; ++j) {
-    const Words4 words = coin_half(first + j, expert, half, op.name_hash, op.seed);
-    for (int w = 0; w < 4; ++w) out[4 * j + w] = words.w[w];
+
+  // out[4 * j + w] = word w of block first + j
+  void words(uint64_t first, int64_t blocks, uint32_t* out) {
+    int64_t j = 0;
+#if defined(__AVX2__)
+    for (; j + CoinRun::kBlocks <= blocks; j += CoinRun::kBlocks) {
+      const uint64_t from = first + static_cast<uint64_t>(j), last = from + CoinRun::kBlocks - 1;
+      if (from >> 32 != last >> 32) break;
+      if (from >> 32 != run_.high) run_ = CoinRun(static_cast<uint32_t>(from >> 32), expert_, *op_);
+      run_.words(from, out + 4 * j);
+    }
+#endif
+    for (; j < blocks; ++j) {
+      const uint64_t block = first + static_cast<uint64_t>(j);
+      const Words4 words = coin_half(block, expert_, 0, op_->name_hash, op_->seed);
+      for (int w = 0; w < 4; ++w) out[4 * j + w] = words.w[w];
+    }
   }
-}
+
+ private:
+  uint32_t expert_;
+  const FusedOp* op_;
+#if defined(__AVX2__)
+  CoinRun run_;
+#endif
+};
 
 }  // namespace MK_ISA
 }  // namespace mergekern

@@ -1,6 +1,7 @@
 // Compiled once per instruction set, MK_ISA naming it: the loops over element.h.
 #include "cpu/loops.h"
 
+#include "cpu/finite.h"
 #include "cpu/reduce.h"
 #include "cpu/select.h"
 #include "cpu/speculate.h"
@@ -35,6 +36,7 @@ const Loops table = {
     [](const Tile& t, bool wide, int64_t begin, int64_t end, int expert, int64_t* out) {
       (wide ? magnitudes<double> : magnitudes<float>)(t, begin, end, expert, out);
     },
+    all_finite,
 };
 
 }  // namespace MK_ISA

@@ -37,6 +37,7 @@ struct Loops {
                       double* out);                                               // [blocks, K, 2]
   void (*gram)(const Tile&, bool wide, int64_t begin, int64_t end, double* out);  // [blocks, K, K]
   void (*magnitudes)(const Tile&, bool wide, int64_t begin, int64_t end, int expert, int64_t* out);
+  bool (*all_finite)(const void* data, DType, int64_t begin, int64_t end);
 };
 
 const Loops& loops(const char* name);      // "" takes the widest that this processor runs

@@ -1,5 +1,6 @@
 #include "cpu/passes.h"
 
+#include <atomic>
 #include <functional>
 
 #include "cpu/pool.h"
@@ -106,6 +107,15 @@ void magnitudes(const How& how, const Tile& t, int expert, int64_t* out) {
   over_pieces(how.threads, t.numel, [&](int, int64_t begin, int64_t end) {
     table.magnitudes(t, how.wide, begin, end, expert, out);
   });
+}
+
+bool all_finite(int threads, const void* data, DType dtype, int64_t numel) {
+  const Loops& table = loops("");
+  std::atomic<bool> all{true};
+  over_pieces(threads, numel, [&](int, int64_t begin, int64_t end) {
+    if (!table.all_finite(data, dtype, begin, end)) all = false;
+  });
+  return all;
 }
 
 }  // namespace mergekern

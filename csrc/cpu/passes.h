@@ -41,4 +41,6 @@ void masked_sums(const How&, const FusedOp&, const Tile&, double* out);
 void gram(const How&, const Tile&, double* out);
 void magnitudes(const How&, const Tile&, int expert, int64_t* out);
 
+bool all_finite(int threads, const void* data, DType, int64_t numel);
+
 }  // namespace mergekern

@@ -57,7 +57,7 @@ MK_HD Floats take(const Group<G>& e, int k, Floats x, Floats base, Seen* seen) {
   if (kTake == Take::value) return x;
   const Floats d = x - base;
   if (kTake == Take::delta) return d;
-  const Ints m = reinterpret_cast<Ints>(magnitude(d));
+  const Ints m = reinterpret_cast<Ints>(magnitude_words(d));
   const Ints kept = m > e.below_lo[k];
   if (kGuess != Guess::none) seen->reached = kept;
   if (kGuess == Guess::mark) {

@@ -2,6 +2,7 @@
 #pragma once
 #include "cpu/blocks.h"
 #include "cpu/loops.h"
+#include "cpu/points.h"
 #include "cpu/scratch.h"
 
 namespace mergekern {
@@ -74,6 +75,9 @@ int point_block(const Expert& e, int64_t at_, const Work* base, int n, uint64_t 
 template <typename Work>
 void count(const Tile& t, int64_t begin, int64_t end, const Bracket* brackets, int count,
            Counter* counters) {
+  if (sizeof(Work) == sizeof(float) && are_points(t, brackets, count)) {
+    return count_points(t, begin, end, brackets, count, counters);
+  }
   const Scratch<Work> scratch(3);
   Work *base = scratch[0], *d = scratch[1];
   auto* m = reinterpret_cast<typename Bits<Work>::type*>(scratch[2]);

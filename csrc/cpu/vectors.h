@@ -88,7 +88,7 @@ MK_HD Words round_upper(Floats x) {
   return u + 0x7fffu + ((u >> 16) & 1u);
 }
 
-MK_HD Words magnitude(Floats x) { return reinterpret_cast<Words>(x) & 0x7fffffffu; }
+MK_HD Words magnitude_words(Floats x) { return reinterpret_cast<Words>(x) & 0x7fffffffu; }
 
 MK_HD Floats only(Ints mask, Floats x) { return mask ? x : Floats{}; }
 

@@ -166,6 +166,13 @@ def instruction_sets() -> list[str]:
     return _C.instruction_sets()
 
 
+def all_finite(tensor: torch.Tensor, threads: int = 1) -> bool:
+    """Whether a float tensor holds neither NaN nor Inf, at the speed of reading it."""
+    if tensor.dtype not in _DTYPES or not tensor.is_contiguous():
+        raise ValueError(f"want contiguous floats, not {tensor.dtype}, strides {tensor.stride()}")
+    return _C.all_finite(tensor.data_ptr(), _DTYPES[tensor.dtype], tensor.numel(), threads)
+
+
 def _check(tile: Tile, work: torch.dtype, *, deltas: bool = True) -> None:
     """What C++ takes on trust. A caller's mistake, hence ValueError."""
     if deltas and tile.base is None:

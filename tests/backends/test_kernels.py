@@ -223,6 +223,23 @@ def test_magnitudes_and_counts(data) -> None:
             assert torch.equal(mine.sum(0), theirs.sum(0))
 
 
+@pytest.mark.parametrize("numel", LENGTHS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_brackets_of_one_magnitude(numel: int, kind: str) -> None:
+    t = tile(numel, [torch.bfloat16] * 8, kind, seed=numel)
+    if numel > 9:
+        t.experts[0][9] = torch.nan
+    brackets = [Bracket(k % 7, low, 0, 1) for k in range(9) for low in (0, 0x3A000000, 0x7FC00000)]
+    want = [torch.zeros((1, 1), dtype=torch.int64) for _ in brackets]
+    wanted = REFERENCE.count(t, brackets, torch.float32, want)
+    for backend in BACKENDS:
+        got = [torch.zeros((backend.lanes, 1), dtype=torch.int64) for _ in brackets]
+        counts = backend.count(t, brackets, torch.float32, got)
+        assert [c.above for c in counts] == [c.above for c in wanted]
+        assert all(torch.equal(a.chunks, b.chunks) for a, b in zip(counts, wanted, strict=True))
+        assert [int(tally.sum()) for tally in got] == [int(tally) for tally in want]
+
+
 @pytest.mark.parametrize("work", [torch.float32, torch.float64])
 def test_a_bracket_up_to_the_largest_magnitude(work: torch.dtype) -> None:
     """Its end is the first number that an integer of the same width cannot hold."""
