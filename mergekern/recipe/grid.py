@@ -79,7 +79,9 @@ def _check_given_once(
         for key, value in given.items():
             name = key.removesuffix("_")
             if name in axes and value is not None:
-                raise RecipeError(f"grid.{name}: {name} is among {place} too; leave one of them out")
+                raise RecipeError(
+                    f"grid.{name}: {name} is among {place} too; leave one of them out"
+                )
 
 
 def _parameter(method: Method, name: str) -> Parameter:
