@@ -36,7 +36,7 @@ ORDER = (
         "findings",
         "run",
     ),
-    *("engine", "api", "evaluate", "demo", "cli"),
+    *("engine", "inmemory", "folders", "jobs", "many", "api", "evaluate", "demo", "cli"),
 )
 FILES = sorted(ROOT.rglob("*.py"))
 LONGEST = 300
