@@ -75,10 +75,7 @@ def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:
 def _walk(backend: Backend, parts: Sequence[Part]) -> None:
     """One walk over tensors of the same names, which are the same tensors where merges share
     them."""
-    alike: dict[Hashable, list[Part]] = {}
-    for job, steps in parts:
-        alike.setdefault(_what_is_shared(job, steps), []).append((job, steps))
-    batches = [_Batch(backend, members) for members in alike.values()]
+    batches = [_Batch(backend, alike) for alike in _alike(parts)]
     for place in range(len(parts[0][1])):
         numel = max(steps[place].numel for _, steps in parts)
         length = PIECE if len(parts) > 1 else max(numel, 1)
@@ -87,6 +84,16 @@ def _walk(backend: Backend, parts: Sequence[Part]) -> None:
                 batch.take(place, start, start + length)
     for batch in batches:
         batch.finish()
+
+
+def _alike(parts: Sequence[Part]) -> list[Sequence[Part]]:
+    """Those together that share what they need to know of the tensors."""
+    if len(parts) == 1:
+        return [parts]
+    groups: dict[Hashable, list[Part]] = {}
+    for job, steps in parts:
+        groups.setdefault(_what_is_shared(job, steps), []).append((job, steps))
+    return list(groups.values())
 
 
 def _what_is_shared(job: Job, steps: Sequence[Step]) -> Hashable:
@@ -130,7 +137,7 @@ class _Batch:
         specs = [step.spec for step in self._steps if step.spec is not None and step.numel]
         if specs and all(map(merges_in_one_pass, specs)):
             self._one_pass = OnePass(backend, tensors, self._merges)
-        elif specs:
+        elif any(spec.trims for spec in specs):
             self._windows = exact_windows(backend, tensors)
 
     def take(self, place: int, start: int, stop: int) -> None:
@@ -139,7 +146,7 @@ class _Batch:
         stop = min(stop, step.numel)
         if start >= stop:
             return
-        tile = cut(whole, start, stop)
+        tile = whole if stop - start == step.numel else cut(whole, start, stop)
         if step.action == "copy":
             self._copy(step, tile)
         elif self._one_pass is not None:
@@ -171,17 +178,18 @@ class _Batch:
 
     def _make_ops(self, place: int) -> list[FusedOp]:
         name = self._steps[place].name
-        windows = self._windows[name]
+        windows = self._windows.get(name)
         scales: dict[Hashable, tuple[float, ...] | None] = {}
         ops = []
         for merge in self._merges:
             step = merge.steps[name]
-            assert step.spec is not None, f"{name}: not a merge step"
-            asked = (step.spec.whole_tensor_sums, step.spec.keep, step.spec.seed)
-            if asked not in scales:
+            spec = step.spec
+            assert spec is not None, f"{name}: not a merge step"
+            drop = (spec.keep, spec.seed) if spec.whole_tensor_sums else None
+            if drop is not None and drop not in scales:
                 tensor = Resident([(step, self._tiles[place])])
-                scales[asked] = sum_scales(self._backend, tensor, windows)
-            ops.append(fused_op(step, windows, scales[asked]))
+                scales[drop] = sum_scales(self._backend, tensor, windows)
+            ops.append(fused_op(step, windows, scales.get(drop)))
         return ops
 
 

@@ -73,7 +73,7 @@ def _plain_scales(spec: Spec) -> tuple[float, ...]:
 
 
 def sum_scales(
-    backend: Backend, tensors: Tensors, windows: tuple[Window, ...]
+    backend: Backend, tensors: Tensors, windows: tuple[Window, ...] | None
 ) -> tuple[float, ...] | None:
     """What the l1 rescale multiplies each expert's kept deltas by; None where it has no part."""
     (step,) = tensors.steps
