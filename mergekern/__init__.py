@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from mergekern.api import MergeReport, merge, methods, plan
+from mergekern.api import merge, merge_many, methods, plan, plan_many
 from mergekern.errors import MergeError
+from mergekern.jobs import MergeReport
+from mergekern.many import Plans
 from mergekern.plan import Plan
 from mergekern.version import __version__
 
-__all__ = ["MergeError", "MergeReport", "Plan", "__version__", "merge", "methods", "plan"]
+__all__ = [
+    "MergeError",
+    "MergeReport",
+    "Plan",
+    "Plans",
+    "__version__",
+    "merge",
+    "merge_many",
+    "methods",
+    "plan",
+    "plan_many",
+]

@@ -1,69 +1,30 @@
-"""The public calls: merge() and plan(), from a recipe or a method's name."""
+"""The public calls: merge() and plan(), one recipe or many, from recipes or a method's name."""
 
 from __future__ import annotations
 
-import json
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mergekern import card, engine
+from mergekern import engine
 from mergekern.backends import Backend, get_backend
-from mergekern.checkpoint import Checkpoint, open_checkpoint
-from mergekern.checkpoint.sidefiles import write_side_files
 from mergekern.errors import OutputError, RecipeError
 from mergekern.fitting import Mismatch
-from mergekern.lock import LOCK, check_unchanged, lock
+from mergekern.folders import output_path
+from mergekern.inmemory import merge_in_memory
+from mergekern.jobs import Job, MergeReport, ready
+from mergekern.many import Plans, output_folders, plans_of, read_recipes
 from mergekern.methods import Method, all_methods
 from mergekern.methods.parameters import nearest
-from mergekern.plan import Dropped, Plan
-from mergekern.planner import build_plan
+from mergekern.plan import Plan
 from mergekern.progress import Progress, Silent
-from mergekern.recipe import Recipe, read
-from mergekern.report import group_dropped
-from mergekern.sizes import format_size, parse_size
+from mergekern.recipe import read
+from mergekern.sizes import parse_size
 
 DEVICES = ("auto", "cpu")
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """What a merge into a folder did; str() tells it.
-
-    merged, copied: output tensors; dropped: input tensors that nothing was made of
-    resumed:        some of it was found finished, from a call before this one
-    notes:          what was asked for and had no effect, and what the folder lacks
-    """
-
-    output: Path
-    tensors: int
-    bytes_read: int
-    bytes_written: int
-    seconds: float
-    merged: tuple[str, ...]
-    copied: tuple[str, ...]
-    dropped: tuple[Dropped, ...]
-    resumed: bool
-    notes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        rate = (self.bytes_read + self.bytes_written) / max(self.seconds, 1e-9)
-        first = (
-            f"{self.output}: {len(self.merged)} tensors merged, {len(self.copied)} copied, "
-            f"{len(self.dropped)} left out{', resumed' if self.resumed else ''}; "
-            f"{format_size(self.bytes_read)} read, {format_size(self.bytes_written)} written "
-            f"in {self.seconds:.1f} s ({format_size(rate)}/s)"
-        )
-        if self.resumed and not self.bytes_read and not self.bytes_written:
-            first = f"{self.output}: already merged, {self.tensors} tensors; nothing to do"
-        left_out = [f"left out: {line}" for line in group_dropped(self.dropped)]
-        return "\n".join([first, *left_out, *(f"note: {note}" for note in self.notes)])
 
 
 def merge(
@@ -109,17 +70,12 @@ def merge(
         out_dtype=out_dtype,
         parameters=parameters,
     )
-    output = _output_path(output)
-    if output is None and not all(source.in_memory for source in recipe.sources):
+    folder = None if output is None else output_path(output)
+    if folder is None and not all(source.in_memory for source in recipe.sources):
         raise OutputError("models on disk are merged into a folder: give output=")
     runner = get_backend(backend, threads)
-    with _opened(recipe) as checkpoints:
-        plan = _plan(recipe, checkpoints, output, mismatch, max_shard_size)
-        if output is None:
-            return engine.merge_in_memory(plan, checkpoints, backend=runner)
-        return _into_folder(
-            recipe, plan, checkpoints, output, runner, limit, progress or Silent(), mismatch
-        )
+    with ready([recipe], [folder], mismatch, max_shard_size) as jobs:
+        return _run(jobs, runner, limit, progress)[0]
 
 
 def plan(
@@ -152,13 +108,75 @@ def plan(
         out_dtype=out_dtype,
         parameters=parameters,
     )
-    with _opened(recipe) as checkpoints:
-        folder = _output_path(output)
-        made = _plan(recipe, checkpoints, folder, mismatch, max_shard_size)
-        if folder is not None:
-            check_unchanged(folder, made, checkpoints)
-            engine.is_merged(made, checkpoints, folder)
-        return replace(made, memory=engine.memory_estimate(made, limit))
+    folder = None if output is None else output_path(output)
+    with ready([recipe], [folder], mismatch, max_shard_size) as (job,):
+        job.check_folder()
+        return replace(job.plan, memory=engine.memory_estimate(job.plan, limit))
+
+
+def merge_many(
+    recipes: Any,
+    outputs: Any = None,
+    *,
+    preset: str | None = None,
+    seed: int | None = None,
+    dtype: str | torch.dtype | None = None,
+    out_dtype: str | torch.dtype | None = None,
+    mismatch: Mismatch = "error",
+    max_memory: int | str | None = None,
+    threads: int | None = None,
+    backend: str = "auto",
+    device: str = "auto",
+    max_shard_size: int | str = "5GB",
+    progress: Progress | None = None,
+    **parameters: Any,
+) -> list[MergeReport] | list[dict[str, torch.Tensor]]:
+    """What merge() of every recipe gives, in order, while models that they share are opened once.
+
+    recipes: a list of what merge() takes as a recipe, or one recipe with a grid
+    outputs: a folder for each, or for a grid one folder, which gets a subfolder for every point,
+             like density=0.1,lambda=0.5; None merges in memory, in one walk over the inputs
+    The rest is as for merge(), and holds for every recipe.
+    """
+    _check_device(device)
+    limit = None if max_memory is None else parse_size(max_memory, "max_memory")
+    named = read_recipes(
+        recipes, preset=preset, seed=seed, dtype=dtype, out_dtype=out_dtype, parameters=parameters
+    )
+    folders = output_folders(outputs, recipes, tuple(named))
+    on_disk = [s.label for recipe in named.values() for s in recipe.sources if not s.in_memory]
+    if on_disk and None in folders:
+        raise OutputError(f"models on disk, as {on_disk[0]}, are merged into folders: give outputs")
+    runner = get_backend(backend, threads)
+    with ready(list(named.values()), folders, mismatch, max_shard_size) as jobs:
+        return _run(jobs, runner, limit, progress)
+
+
+def plan_many(
+    recipes: Any,
+    outputs: Any = None,
+    *,
+    preset: str | None = None,
+    seed: int | None = None,
+    dtype: str | torch.dtype | None = None,
+    out_dtype: str | torch.dtype | None = None,
+    mismatch: Mismatch = "error",
+    max_memory: int | str | None = None,
+    max_shard_size: int | str = "5GB",
+    **parameters: Any,
+) -> Plans:
+    """What merge_many() with these arguments would read, write and hold; reads headers only."""
+    limit = None if max_memory is None else parse_size(max_memory, "max_memory")
+    named = read_recipes(
+        recipes, preset=preset, seed=seed, dtype=dtype, out_dtype=out_dtype, parameters=parameters
+    )
+    folders = output_folders(outputs, recipes, tuple(named))
+    with ready(list(named.values()), folders, mismatch, max_shard_size) as jobs:
+        for job in jobs:
+            job.check_folder()
+        made = plans_of(dict(zip(named, jobs, strict=True)))
+        plans = [replace(p, memory=engine.memory_estimate(p, limit)) for p in made.plans]
+        return replace(made, plans=tuple(plans))
 
 
 def methods() -> tuple[Method, ...]:
@@ -166,122 +184,27 @@ def methods() -> tuple[Method, ...]:
     return all_methods()
 
 
-@contextmanager
-def _opened(recipe: Recipe) -> Iterator[list[Checkpoint]]:
-    with ExitStack() as stack:
-        checkpoints = []
-        for source in recipe.sources:
-            checkpoint = open_checkpoint(source.where, revision=source.revision, label=source.label)
-            stack.callback(checkpoint.close)
-            checkpoints.append(checkpoint)
-        yield checkpoints
-
-
-def _plan(
-    recipe: Recipe,
-    checkpoints: Sequence[Checkpoint],
-    output: Path | None,
-    mismatch: Mismatch,
-    max_shard_size: int | str,
-) -> Plan:
-    if output is not None:
-        check_output(recipe, checkpoints, output)
-    return build_plan(
-        recipe,
+def _run(
+    jobs: Sequence[Job], backend: Backend, max_memory: int | None, progress: Progress | None
+) -> list[Any]:
+    """Reports of merges into folders, or state dicts. All can be begun before the first one is."""
+    plans = [job.plan for job in jobs]
+    checkpoints = [job.checkpoints for job in jobs]
+    outputs = [job.output for job in jobs if job.output is not None]
+    if not outputs:
+        return merge_in_memory(plans, checkpoints, backend=backend)
+    for job in jobs:
+        job.check_folder()
+    summaries = engine.merge_many_to_folders(
+        plans,
         checkpoints,
-        mismatch=mismatch,
-        max_shard_size=parse_size(max_shard_size, "max_shard_size"),
-        share=output is None and all(source.in_memory for source in recipe.sources),
-    )
-
-
-def _output_path(output: str | Path | None) -> Path | None:
-    """The folder to write, ~ expanded as it is for models."""
-    if output is None:
-        return None
-    if not isinstance(output, str | os.PathLike) or not os.fspath(output):
-        raise OutputError(f"output is {output!r}; want the path of a folder")
-    path = Path(os.path.expanduser(output))
-    try:
-        path.stat()
-    except FileNotFoundError:
-        pass  # it is made later
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{output}: cannot be written: {reason}; choose another") from error
-    return path
-
-
-def check_output(recipe: Recipe, checkpoints: Sequence[Checkpoint], output: Path) -> None:
-    """Raise OutputError when the output is an input's folder, lies in one or holds one."""
-    target = output.resolve()
-    for source, checkpoint in zip(recipe.sources, checkpoints, strict=True):
-        if source.in_memory:
-            continue
-        given = Path(os.path.expanduser(source.where))
-        single = given.is_file()
-        folder = (given.parent if single else checkpoint.folder or given).resolve()
-        # A file's neighbours are no part of the model; only the very same folder is in danger.
-        if target == folder or (
-            not single and (folder in target.parents or target in folder.parents)
-        ):
-            raise OutputError(
-                f"output {output} is or overlaps the folder of input {source.label} ({folder}); "
-                "choose another folder"
-            )
-
-
-def _into_folder(
-    recipe: Recipe,
-    plan: Plan,
-    checkpoints: Sequence[Checkpoint],
-    output: Path,
-    backend: Backend,
-    max_memory: int | None,
-    progress: Progress,
-    mismatch: Mismatch,
-) -> MergeReport:
-    began = time.monotonic()
-    check_unchanged(output, plan, checkpoints)
-    summary = engine.merge_to_folder(
-        plan,
-        checkpoints,
-        output,
+        outputs,
         backend=backend,
         max_memory=max_memory,
-        progress=progress,
-        finish=_finisher(recipe, plan, checkpoints, mismatch),
+        progress=progress or Silent(),
+        finishes=[job.finish for job in jobs],
     )
-    names = {
-        action: tuple(step.name for step in plan.steps if step.action == action)
-        for action in ("merge", "copy")
-    }
-    return MergeReport(
-        output=output,
-        tensors=len(plan.steps),
-        bytes_read=summary.bytes_read,
-        bytes_written=summary.bytes_written,
-        seconds=time.monotonic() - began,
-        merged=names["merge"],
-        copied=names["copy"],
-        dropped=plan.dropped,
-        resumed=summary.resumed_bytes > 0,
-        notes=plan.notes,
-    )
-
-
-def _finisher(
-    recipe: Recipe, plan: Plan, checkpoints: Sequence[Checkpoint], mismatch: Mismatch
-) -> Callable[[Path], None]:
-    def finish(folder: Path) -> None:
-        """Card and lock, then the side files, whose config.json says that the folder is whole."""
-        (folder / card.CARD).write_text(card.model_card(recipe, plan), encoding="utf-8")
-        content = lock(recipe, plan, checkpoints, mismatch)
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (folder / LOCK).write_text(text, encoding="utf-8")
-        write_side_files(checkpoints[plan.donor], folder, plan.out_dtype)
-
-    return finish
+    return [job.report(summary) for job, summary in zip(jobs, summaries, strict=True)]
 
 
 def _check_device(device: str) -> None:

@@ -18,6 +18,7 @@ from mergekern import api
 from mergekern.errors import MergeError, RecipeError
 from mergekern.methods import Method, get_method
 from mergekern.progress import choose_progress
+from mergekern.recipe import has_grid
 from mergekern.report import show
 from mergekern.version import __version__
 
@@ -86,15 +87,15 @@ def merge_command(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Merge models into a folder that transformers loads."""
+    """Merge models into a folder that transformers loads; a grid into a folder for each point."""
     with _one_line_errors(debug):
         if dry_run:
             running = ("threads", "device", "backend")
-            typer.echo(str(api.plan(**_arguments(context, without=running))))
+            typer.echo(str(_plan(_arguments(context, without=running))))
             return
-        report = api.merge(**_arguments(context), progress=choose_progress(quiet))
+        done = _merge(_arguments(context) | {"progress": choose_progress(quiet)})
         if not quiet:
-            typer.echo(str(report))
+            typer.echo("\n".join(map(str, done)))
 
 
 @app.command("plan")
@@ -115,7 +116,7 @@ def plan_command(
 ) -> None:
     """Show what a merge would read, write, hold in memory and leave out."""
     with _one_line_errors(debug):
-        typer.echo(str(api.plan(**_arguments(context))))
+        typer.echo(str(_plan(_arguments(context))))
 
 
 @app.command("methods")
@@ -144,6 +145,27 @@ def demo_command(
         from mergekern.demo import run_demo
 
         run_demo(output=output, cache=cache, threads=threads)
+
+
+def _merge(arguments: Mapping[str, Any]) -> Sequence[Any]:
+    """The reports of a merge, or of all that a recipe's grid stands for."""
+    many = _of_many(arguments)
+    return [api.merge(**arguments)] if many is None else api.merge_many(**many)
+
+
+def _plan(arguments: Mapping[str, Any]) -> Any:
+    many = _of_many(arguments)
+    return api.plan(**arguments) if many is None else api.plan_many(**many)
+
+
+def _of_many(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The arguments of a merge as those of many, where the recipe has a grid."""
+    what = arguments["recipe_or_method"]
+    if arguments["models"] is not None or arguments["base"] is not None or not has_grid(what):
+        return None
+    names = {"recipe_or_method": "recipes", "output": "outputs"}
+    own = {names.get(name, name): value for name, value in arguments.items()}
+    return {name: value for name, value in own.items() if name not in ("models", "base")}
 
 
 def _arguments(context: typer.Context, without: Sequence[str] = ()) -> dict[str, Any]:

@@ -12,27 +12,19 @@ not. What is written is recorded in a journal, so that the same call goes on whe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from mergekern import budget, huge
+from mergekern import budget
 from mergekern.backends import Backend
 from mergekern.budget import MemoryEstimate
 from mergekern.checkpoint.base import Checkpoint
-from mergekern.findings import check_copied, check_findings
-from mergekern.fused import Tile
 from mergekern.lock import input_files
-from mergekern.onepass import merge_in_one_pass
 from mergekern.output import is_finished
-from mergekern.plan import Plan, Step
+from mergekern.plan import Plan
 from mergekern.progress import Progress
 from mergekern.run import Run
-from mergekern.sources import Resident
-from mergekern.statistics import resolve
-from mergekern.trimming import exact_windows, merges_in_one_pass
 
 
 @dataclass(frozen=True)
@@ -63,50 +55,6 @@ def is_merged(plan: Plan, checkpoints: Sequence[Checkpoint], output: Path) -> bo
 def _known(checkpoints: Sequence[Checkpoint]) -> bool:
     """Models in memory have nothing by which a later call could know them again."""
     return all(checkpoint.fingerprint for checkpoint in checkpoints)
-
-
-def merge_in_memory(
-    plan: Plan, checkpoints: Sequence[Checkpoint], *, backend: Backend
-) -> dict[str, torch.Tensor]:
-    """The merged tensors by name; aliases share storage. Inputs in memory are not copied."""
-    outs = {step.name: huge.empty(step.numel, step.dtype) for step in plan.steps}
-    for group in _groups(plan.steps):
-        tensors = Resident((step, _whole_tile(step, checkpoints)) for step in group)
-        _merge_group(plan, checkpoints, tensors, outs, backend)
-    result = {step.name: outs[step.name].view(step.shape) for step in plan.steps}
-    return result | {alias: result[name] for alias, name in plan.aliases.items()}
-
-
-def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:
-    """Steps that have to be merged together: those whose thresholds range over the whole model."""
-    together = [s for s in steps if s.spec is not None and s.spec.whole_model and s.numel]
-    if together:
-        yield together
-    known = set(map(id, together))
-    yield from ([step] for step in steps if id(step) not in known)
-
-
-def _merge_group(
-    plan: Plan,
-    checkpoints: Sequence[Checkpoint],
-    tensors: Resident,
-    outs: Mapping[str, torch.Tensor],
-    backend: Backend,
-) -> None:
-    specs = [step.spec for step in tensors.steps if step.spec is not None and step.numel]
-    if specs and all(map(merges_in_one_pass, specs)):
-        found = merge_in_one_pass(backend, tensors, outs)
-        for step in tensors.steps:
-            check_findings(plan, checkpoints, step, found[step.name])
-        return
-    windows = exact_windows(backend, tensors) if specs else None
-    for step, tile in tensors.tiles():
-        if step.action == "copy":
-            check_copied(plan, checkpoints, step, tile)
-            outs[step.name].copy_(tile.experts[0])
-        elif step.numel:
-            op = resolve(backend, Resident([(step, tile)]), windows)
-            check_findings(plan, checkpoints, step, backend.fuse(op, tile, outs[step.name]))
 
 
 def merge_to_folder(
@@ -144,7 +92,30 @@ def merge_to_folder(
     return RunSummary(run.bytes_read, written, time.monotonic() - began, resumed)
 
 
-def _whole_tile(step: Step, checkpoints: Sequence[Checkpoint]) -> Tile:
-    inputs = [checkpoints[i.model].read(i.name, 0, step.numel, None) for i in step.inputs]
-    base = None if step.base is None else inputs.pop(0)
-    return Tile(step.name, 0, base, tuple(inputs))
+def merge_many_to_folders(
+    plans: Sequence[Plan],
+    checkpoints: Sequence[Sequence[Checkpoint]],
+    outputs: Sequence[Path],
+    *,
+    backend: Backend,
+    max_memory: int | None,
+    progress: Progress,
+    finishes: Sequence[Callable[[Path], None]],
+) -> list[RunSummary]:
+    """merge_to_folder() for several plans, in order; the checkpoints of each are its own order of
+    those that all share. Those before one that fails are finished, and found so by the next call.
+    """
+    for plan in plans:
+        budget.memory_estimate(plan, max_memory, backend)
+    return [
+        merge_to_folder(
+            plan,
+            opened,
+            output,
+            backend=backend,
+            max_memory=max_memory,
+            progress=progress,
+            finish=finish,
+        )
+        for plan, opened, output, finish in zip(plans, checkpoints, outputs, finishes, strict=True)
+    ]

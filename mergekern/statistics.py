@@ -23,7 +23,7 @@ def resolve(backend: Backend, tensors: Tensors, windows: Windows | None = None) 
     if windows is None:
         windows = exact_windows(backend, tensors)
     mine = windows[step.name]
-    return fused_op(step, mine, _sum_scales(backend, tensors, mine))
+    return fused_op(step, mine, sum_scales(backend, tensors, mine))
 
 
 def fused_op(
@@ -70,8 +70,8 @@ def _plain_scales(spec: Spec) -> tuple[float, ...]:
     return (1.0,) * len(spec.weight)
 
 
-def _sum_scales(
-    backend: Backend, tensors: Tensors, windows: tuple[Window, ...]
+def sum_scales(
+    backend: Backend, tensors: Tensors, windows: tuple[Window, ...] | None
 ) -> tuple[float, ...] | None:
     """What the l1 rescale multiplies each expert's kept deltas by; None where it has no part."""
     (step,) = tensors.steps

@@ -71,6 +71,26 @@ def test_parameters_are_parsed_by_the_method(folders, tmp_path) -> None:
     assert "scope=model" in paper
 
 
+def test_a_grid_is_merged_and_planned(folders, tmp_path) -> None:
+    recipe = tmp_path / "r.yml"
+    recipe.write_text(
+        f"merge_method: ties\nmodels: [{{model: {folders['a']}}}]\nbase_model: {folders['base']}\n"
+        "grid: {density: [0.1, 0.5], lambda: [1]}\n"
+    )
+    names = ["density=0.1,lambda=1", "density=0.5,lambda=1"]
+    for arguments in (["plan", recipe], ["merge", recipe, tmp_path / "o", "--dry-run"]):
+        shown = run(*arguments, "-p", "weight=0.5").stdout
+        assert "merges  2" in shown and "weight=0.5" in shown
+        assert all(name in shown for name in names)
+    assert not (tmp_path / "o").exists()
+    told = run("merge", recipe, tmp_path / "o").stdout
+    assert sorted(folder.name for folder in (tmp_path / "o").iterdir()) == names
+    assert told.count("21 tensors merged") == 2
+    result = run("plan", recipe, "-p", "density=0.1", code=1)
+    assert "error: grid.density: density is among the call's arguments too" in result.stderr
+    assert "a recipe lists its own" in run("plan", recipe, "--model", "a", code=1).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

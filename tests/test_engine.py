@@ -201,7 +201,7 @@ def test_finish_that_fails(
         raise error
 
     with monkeypatch.context() as patch, pytest.raises(OutputError, match=wanted):
-        patch.setattr(mergekern.api, "write_side_files", fail)
+        patch.setattr(mergekern.jobs, "write_side_files", fail)
         merge(models, tmp_path / "out")
     assert unfinished(tmp_path / "out")
     report = merge(models, tmp_path / "out")

@@ -13,11 +13,23 @@ import yaml
 from mergekern.dtypes import dtype_name
 from mergekern.errors import RecipeError
 from mergekern.methods import all_methods, get_method
+from mergekern.recipe.grid import expand
 from mergekern.recipe.resolve import Recipe, resolve
 from mergekern.recipe.schema import ModelEntry, RecipeFile, parse_recipe
 from mergekern.recipe.source import Source, parse_source
 
-__all__ = ["Recipe", "RecipeFile", "Source", "parse_recipe", "parse_source", "read", "resolve"]
+__all__ = [
+    "Recipe",
+    "RecipeFile",
+    "Source",
+    "expand",
+    "has_grid",
+    "parse_recipe",
+    "parse_source",
+    "read",
+    "read_grid",
+    "resolve",
+]
 
 
 def read(
@@ -42,11 +54,45 @@ def read(
         raise RecipeError("models and base go with a method's name; a recipe lists its own")
     else:
         file = parse_recipe(*_content(what))
-    changes = {"preset": preset, "dtype": _dtype_text(dtype), "out_dtype": _dtype_text(out_dtype)}
-    wins = {key: value for key, value in changes.items() if value is not None}
+    if file.grid is not None:
+        raise RecipeError("the recipe has a grid, so it is many: give it alone to merge_many()")
+    return resolve(_changed(file, preset, dtype, out_dtype), parameters, seed)
+
+
+def read_grid(
+    what: Any,
+    *,
+    preset: str | None = None,
+    seed: int | None = None,
+    dtype: str | torch.dtype | None = None,
+    out_dtype: str | torch.dtype | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> dict[str, Recipe]:
+    """What read() gives, for every recipe that a recipe with a grid stands for, by name."""
+    file = parse_recipe(*_content(what))
+    if file.grid is None:
+        raise RecipeError("the recipe has no grid: give it to merge(), or a list to merge_many()")
+    return expand(_changed(file, preset, dtype, out_dtype), parameters, seed)
+
+
+def has_grid(what: Any) -> bool:
+    """True for a recipe that stands for many."""
+    if isinstance(what, str) and _is_method(what):
+        return False
+    return parse_recipe(*_content(what)).grid is not None
+
+
+def _changed(
+    file: RecipeFile,
+    preset: str | None,
+    dtype: str | torch.dtype | None,
+    out_dtype: str | torch.dtype | None,
+) -> RecipeFile:
+    """The file under a call's options."""
     if preset is not None and not isinstance(preset, str):
         raise RecipeError(f"preset is {preset!r}; want its name")
-    return resolve(file.model_copy(update=wins), parameters, seed)
+    changes = {"preset": preset, "dtype": _dtype_text(dtype), "out_dtype": _dtype_text(out_dtype)}
+    return file.model_copy(update={k: v for k, v in changes.items() if v is not None})
 
 
 def _is_method(text: str) -> bool:

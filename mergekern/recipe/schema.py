@@ -29,12 +29,16 @@ class ModelEntry(_Strict):
 
 
 class RecipeFile(_Strict):
-    """A recipe as written. Parameters are checked against the method later, see resolve.py."""
+    """A recipe as written. Parameters are checked against the method later, see resolve.py.
+
+    grid: parameters with lists of values; then it stands for many recipes, see grid.py
+    """
 
     merge_method: str
     models: tuple[ModelEntry, ...]
     base_model: Source | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
+    grid: Any = None
     preset: str | None = None
     dtype: str | None = None
     out_dtype: str | None = None

@@ -76,6 +76,7 @@ def mixed(v: list, u: list, share: list[float], method: dict) -> np.ndarray:
     return num
 
 
+@np.errstate(over="ignore")
 def merged(base: torch.Tensor, experts: list[torch.Tensor], name: str, method: dict, dtype):
     """One tensor. method: weight, density, gamma, sparsify, rescale, elect … lambda, seed."""
     wide = torch.float64 in (base.dtype, *(x.dtype for x in experts))

@@ -1,0 +1,199 @@
+"""Merges of tensors in memory, any number of them from one walk over their inputs.
+
+    for tensor: for piece that stays in cache: for merge: fuse(its op, the piece) -> its output
+
+Merges that need the same numbers of the same tensors (thresholds, sums) share them: a grid over
+lambda, weights or elections looks for its thresholds once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mergekern import huge
+from mergekern.backends import Backend
+from mergekern.checkpoint.base import Checkpoint
+from mergekern.findings import check_copied, check_findings
+from mergekern.fused import FusedOp, Tile
+from mergekern.onepass import Merging, OnePass
+from mergekern.plan import Plan, Step
+from mergekern.sources import Resident
+from mergekern.spec import Spec
+from mergekern.statistics import fused_op, sum_scales
+from mergekern.tiles import TILE_ALIGN, cut
+from mergekern.trimming import Windows, exact_windows, merges_in_one_pass
+
+PIECE = 8 * TILE_ALIGN  # elements that stay in cache while every merge reads them
+
+
+@dataclass(frozen=True)
+class Job:
+    """One plan, its checkpoints in its order, and its outputs by name."""
+
+    plan: Plan
+    checkpoints: Sequence[Checkpoint]
+    outs: Mapping[str, torch.Tensor]
+
+    def result(self) -> dict[str, torch.Tensor]:
+        """The merged tensors by name; aliases share storage."""
+        result = {step.name: self.outs[step.name].view(step.shape) for step in self.plan.steps}
+        return result | {alias: result[name] for alias, name in self.plan.aliases.items()}
+
+
+Part = tuple[Job, list[Step]]  # steps of one plan that have to be merged together
+
+
+def merge_in_memory(
+    plans: Sequence[Plan], checkpoints: Sequence[Sequence[Checkpoint]], *, backend: Backend
+) -> list[dict[str, torch.Tensor]]:
+    """The merged tensors of every plan by name. Inputs in memory are not copied."""
+    jobs = [
+        Job(plan, opened, {step.name: huge.empty(step.numel, step.dtype) for step in plan.steps})
+        for plan, opened in zip(plans, checkpoints, strict=True)
+    ]
+    walks: dict[tuple[str, ...], list[Part]] = {}
+    for job in jobs:
+        for steps in _groups(job.plan.steps):
+            walks.setdefault(tuple(step.name for step in steps), []).append((job, steps))
+    for parts in walks.values():
+        _walk(backend, parts)
+    return [job.result() for job in jobs]
+
+
+def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """Steps that have to be merged together: those whose thresholds range over the whole model."""
+    together = [s for s in steps if s.spec is not None and s.spec.whole_model and s.numel]
+    if together:
+        yield together
+    known = set(map(id, together))
+    yield from ([step] for step in steps if id(step) not in known)
+
+
+def _walk(backend: Backend, parts: Sequence[Part]) -> None:
+    """One walk over tensors of the same names, which are the same tensors where merges share
+    them."""
+    batches = [_Batch(backend, alike) for alike in _alike(parts)]
+    for place in range(len(parts[0][1])):
+        numel = max(steps[place].numel for _, steps in parts)
+        length = PIECE if len(parts) > 1 else max(numel, 1)
+        for start in range(0, numel, length):
+            for batch in batches:
+                batch.take(place, start, start + length)
+    for batch in batches:
+        batch.finish()
+
+
+def _alike(parts: Sequence[Part]) -> list[Sequence[Part]]:
+    """Those together that share what they need to know of the tensors."""
+    if len(parts) == 1:
+        return [parts]
+    groups: dict[Hashable, list[Part]] = {}
+    for job, steps in parts:
+        groups.setdefault(_what_is_shared(job, steps), []).append((job, steps))
+    return list(groups.values())
+
+
+def _what_is_shared(job: Job, steps: Sequence[Step]) -> Hashable:
+    """Equal for steps that read the same tensors and ask the same statistics of them."""
+    return tuple(
+        (
+            step.action,
+            step.work,
+            step.shape,
+            step.expert_index,
+            tuple((id(job.checkpoints[read.model]), read.name) for read in step.inputs),
+            step.base is None,
+            None if step.spec is None else _trimming(step.spec),
+        )
+        for step in steps
+    )
+
+
+def _trimming(spec: Spec) -> Hashable:
+    """All that thresholds depend on besides the tensors, and how they are used."""
+    if not spec.trims:
+        return None
+    return spec.density, spec.gamma, spec.scope, spec.ties, merges_in_one_pass(spec)
+
+
+class _Batch:
+    """Merges of the same tensors that share what they need to know of them."""
+
+    def __init__(self, backend: Backend, parts: Sequence[Part]) -> None:
+        first, self._steps = parts[0]
+        self._tiles = [_whole_tile(step, first.checkpoints) for step in self._steps]
+        self._backend = backend
+        self._parts = parts
+        self._merges = [
+            Merging({step.name: step for step in steps}, job.outs, {}) for job, steps in parts
+        ]
+        self._ops: tuple[int, list[FusedOp]] = (-1, [])
+        self._windows: Windows = {}
+        self._one_pass: OnePass | None = None
+        tensors = Resident(zip(self._steps, self._tiles, strict=True))
+        specs = [step.spec for step in self._steps if step.spec is not None and step.numel]
+        if specs and all(map(merges_in_one_pass, specs)):
+            self._one_pass = OnePass(backend, tensors, self._merges)
+        elif any(spec.trims for spec in specs):
+            self._windows = exact_windows(backend, tensors)
+
+    def take(self, place: int, start: int, stop: int) -> None:
+        """Merge elements [start, stop) of a tensor, as far as it has them."""
+        step, whole = self._steps[place], self._tiles[place]
+        stop = min(stop, step.numel)
+        if start >= stop:
+            return
+        tile = whole if stop - start == step.numel else cut(whole, start, stop)
+        if step.action == "copy":
+            self._copy(step, tile)
+        elif self._one_pass is not None:
+            self._one_pass.take(step, whole, tile)
+        else:
+            for merge, op in zip(self._merges, self._ops_of(place), strict=True):
+                out = merge.outs[step.name][start:stop]
+                merge.note(step.name, self._backend.fuse(op, tile, out))
+
+    def finish(self) -> None:
+        """Set right what is left open; raise for what must not be merged."""
+        if self._one_pass is not None:
+            self._one_pass.finish()
+        for (job, _), merge in zip(self._parts, self._merges, strict=True):
+            for name, found in merge.found.items():
+                check_findings(job.plan, job.checkpoints, merge.steps[name], found)
+
+    def _copy(self, step: Step, tile: Tile) -> None:
+        job, _ = self._parts[0]
+        check_copied(job.plan, job.checkpoints, step, tile)
+        for merge in self._merges:
+            merge.outs[step.name][tile.offset : tile.offset + tile.numel] = tile.experts[0]
+
+    def _ops_of(self, place: int) -> list[FusedOp]:
+        """The pieces of a tensor follow each other, and share their ops."""
+        if self._ops[0] != place:
+            self._ops = (place, self._make_ops(place))
+        return self._ops[1]
+
+    def _make_ops(self, place: int) -> list[FusedOp]:
+        name = self._steps[place].name
+        windows = self._windows.get(name)
+        scales: dict[Hashable, tuple[float, ...] | None] = {}
+        ops = []
+        for merge in self._merges:
+            step = merge.steps[name]
+            spec = step.spec
+            assert spec is not None, f"{name}: not a merge step"
+            drop = (spec.keep, spec.seed) if spec.whole_tensor_sums else None
+            if drop is not None and drop not in scales:
+                tensor = Resident([(step, self._tiles[place])])
+                scales[drop] = sum_scales(self._backend, tensor, windows)
+            ops.append(fused_op(step, windows, scales.get(drop)))
+        return ops
+
+
+def _whole_tile(step: Step, checkpoints: Sequence[Checkpoint]) -> Tile:
+    inputs = [checkpoints[i.model].read(i.name, 0, step.numel, None) for i in step.inputs]
+    base = None if step.base is None else inputs.pop(0)
+    return Tile(step.name, 0, base, tuple(inputs))

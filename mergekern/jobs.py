@@ -1,0 +1,144 @@
+"""Merges made ready to run: recipes, plans and open checkpoints together, and what they become."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergekern import card, engine
+from mergekern.checkpoint import Checkpoint, open_checkpoint
+from mergekern.checkpoint.sidefiles import write_side_files
+from mergekern.fitting import Mismatch
+from mergekern.folders import check_apart, check_output
+from mergekern.lock import LOCK, check_unchanged, lock
+from mergekern.plan import Dropped, Plan
+from mergekern.planner import build_plan
+from mergekern.recipe import Recipe, Source
+from mergekern.report import group_dropped
+from mergekern.sizes import format_size, parse_size
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge into a folder did; str() tells it.
+
+    merged, copied: output tensors; dropped: input tensors that nothing was made of
+    resumed:        some of it was found finished, from a call before this one
+    notes:          what was asked for and had no effect, and what the folder lacks
+    """
+
+    output: Path
+    tensors: int
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    merged: tuple[str, ...]
+    copied: tuple[str, ...]
+    dropped: tuple[Dropped, ...]
+    resumed: bool
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        rate = (self.bytes_read + self.bytes_written) / max(self.seconds, 1e-9)
+        first = (
+            f"{self.output}: {len(self.merged)} tensors merged, {len(self.copied)} copied, "
+            f"{len(self.dropped)} left out{', resumed' if self.resumed else ''}; "
+            f"{format_size(self.bytes_read)} read, {format_size(self.bytes_written)} written "
+            f"in {self.seconds:.1f} s ({format_size(rate)}/s)"
+        )
+        if self.resumed and not self.bytes_read and not self.bytes_written:
+            first = f"{self.output}: already merged, {self.tensors} tensors; nothing to do"
+        left_out = [f"left out: {line}" for line in group_dropped(self.dropped)]
+        return "\n".join([first, *left_out, *(f"note: {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True)
+class Job:
+    """One merge: what was asked for, what will be done, and where it goes (None: memory)."""
+
+    recipe: Recipe
+    plan: Plan
+    checkpoints: Sequence[Checkpoint]
+    mismatch: Mismatch
+    output: Path | None
+
+    def check_folder(self) -> None:
+        """Raise OutputError when the folder holds what this merge cannot go on with."""
+        if self.output is not None:
+            check_unchanged(self.output, self.plan, self.checkpoints)
+            engine.is_merged(self.plan, self.checkpoints, self.output)
+
+    def finish(self, folder: Path) -> None:
+        """Card and lock, then the side files, whose config.json says that the folder is whole."""
+        (folder / card.CARD).write_text(card.model_card(self.recipe, self.plan), encoding="utf-8")
+        content = lock(self.recipe, self.plan, self.checkpoints, self.mismatch)
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (folder / LOCK).write_text(text, encoding="utf-8")
+        write_side_files(self.checkpoints[self.plan.donor], folder, self.plan.out_dtype)
+
+    def report(self, summary: engine.RunSummary) -> MergeReport:
+        """What was done, once the folder is finished."""
+        assert self.output is not None
+        names = {
+            action: tuple(step.name for step in self.plan.steps if step.action == action)
+            for action in ("merge", "copy")
+        }
+        return MergeReport(
+            output=self.output,
+            tensors=len(self.plan.steps),
+            bytes_read=summary.bytes_read,
+            bytes_written=summary.bytes_written,
+            seconds=summary.seconds,
+            merged=names["merge"],
+            copied=names["copy"],
+            dropped=self.plan.dropped,
+            resumed=summary.resumed_bytes > 0,
+            notes=self.plan.notes,
+        )
+
+
+@contextmanager
+def ready(
+    recipes: Sequence[Recipe],
+    outputs: Sequence[Path | None],
+    mismatch: Mismatch,
+    max_shard_size: int | str,
+) -> Iterator[list[Job]]:
+    """The jobs of some recipes, in order. A model that several of them name is opened once.
+
+    Reads headers only, and raises what can be known from them before the first merge begins.
+    """
+    shard_bytes = parse_size(max_shard_size, "max_shard_size")
+    check_apart(output for output in outputs if output is not None)
+    with ExitStack() as stack:
+        opened: dict[Hashable, tuple[Source, Checkpoint]] = {}
+        for recipe in recipes:
+            for source in recipe.sources:
+                if _identity(source) not in opened:
+                    checkpoint = open_checkpoint(
+                        source.where, revision=source.revision, label=source.label
+                    )
+                    stack.callback(checkpoint.close)
+                    opened[_identity(source)] = source, checkpoint
+        jobs = []
+        for recipe, output in zip(recipes, outputs, strict=True):
+            if output is not None:
+                check_output(opened.values(), output)
+            checkpoints = [opened[_identity(source)][1] for source in recipe.sources]
+            plan = build_plan(
+                recipe,
+                checkpoints,
+                mismatch=mismatch,
+                max_shard_size=shard_bytes,
+                share=output is None and all(source.in_memory for source in recipe.sources),
+            )
+            jobs.append(Job(recipe, plan, checkpoints, mismatch, output))
+        yield jobs
+
+
+def _identity(source: Source) -> Hashable:
+    """Messages, plans and cards name a model as its recipe does: two names are opened twice."""
+    return source.key, source.label
