@@ -25,6 +25,10 @@ class Coverage:
     def nbytes(self) -> int:
         return sum(stop - start for ranges in self._files.values() for start, stop in ranges)
 
+    def ranges(self) -> list[tuple[str, int, int]]:
+        """File, first byte and length of everything, in order."""
+        return [(f, a, b - a) for f, found in self._files.items() for a, b in found]
+
     def missing(self, file: str, start: int, stop: int) -> list[Interval]:
         """What [start, stop) lacks, counted from `start`."""
         ranges = self._files.get(file, [])

@@ -13,13 +13,17 @@ from xxhash import xxh3_64_hexdigest
 from mergekern.coverage import Coverage
 from mergekern.errors import OutputError
 from mergekern.extents import Span
-from mergekern.journal import Journal, Range
+from mergekern.journal import Journal, Range, Tried
+from mergekern.keys import Wanted
 from mergekern.output import OutputFolder
 from mergekern.plan import Plan
+from mergekern.speculation import Bet
 from mergekern.table import Table
 from mergekern.tiles import TILE_ALIGN
 from mergekern.trimming import Windows
 from mergekern.units import Pieces
+
+DOUBTS = ".mergekern.doubts"
 
 
 class Destination:
@@ -35,7 +39,9 @@ class Destination:
         except OSError as error:
             raise OutputError(f"{output}: cannot be written: {error.strerror}") from error
         self._folder = OutputFolder(output, plan.shards)
+        self._number = {shard.file: number for number, shard in enumerate(plan.shards)}
         self._covered = Coverage()
+        self._settled: list[tuple[str, int, int]] = []
 
     def open(self, inputs: list[Any] | None, buffer: memoryview, pool: Executor) -> int:
         """Make the files, with what a run before this one left in them. Returns its bytes.
@@ -72,16 +78,23 @@ class Destination:
 
         whole: True for tensors that are merged whole if at all.
         """
-        every = np.flatnonzero(table.numel)
-        fresh = Pieces(every, np.zeros_like(every), table.numel[every])
-        if not self._covered.nbytes:
-            return fresh
+        if self._settled:
+            self._covered = Coverage([*self._covered.ranges(), *self._settled])
+            self._settled = []
+        return self.beyond(self._covered, table, np.flatnonzero(table.numel), whole)
+
+    def beyond(
+        self, covered: Coverage, table: Table, rows: np.ndarray, whole: np.ndarray
+    ) -> Pieces:
+        """What of some rows' outputs is not covered; see missing()."""
+        if not covered.nbytes:
+            return Pieces(rows, np.zeros_like(rows), table.numel[rows])
         ranges = []
-        for row in every.tolist():
+        for row in rows.tolist():
             begin, size = int(table.offset[row]), int(table.itemsize[row])
             numel = int(table.numel[row])
             file = self.plan.shards[int(table.shard[row])].file
-            missing = self._covered.missing(file, begin, begin + numel * size)
+            missing = covered.missing(file, begin, begin + numel * size)
             if missing and whole[row]:
                 ranges.append((row, 0, numel))
             else:
@@ -99,6 +112,59 @@ class Destination:
         file = self.plan.shards[span.shard].file
         self._journal.add_range(Range(file, span.offset, len(data), xxh3_64_hexdigest(data)))
         self._folder.written(span.shard, len(data))
+
+    # a trial pass: bytes are written first, and recorded as finished once they are set right
+
+    @property
+    def doubts_path(self) -> Path:
+        return self._folder.folder / DOUBTS
+
+    @property
+    def bets(self) -> dict[Wanted, Bet] | None:
+        """Those of a trial pass that was cut short."""
+        return self._journal.records.bets
+
+    def keep_bets(self, bets: Mapping[Wanted, Bet]) -> None:
+        self._journal.add_bets(bets)
+
+    def tried(self, buffer: memoryview, pool: Executor) -> list[Tried]:
+        """What a trial pass that was cut short did and is there, each byte in one of them."""
+        every = self._journal.records.tried
+        ranges = [found for tried in every for found in tried.ranges]
+        there = self._folder.verify(ranges, buffer, pool)
+        taken, found = Coverage(), []
+        for tried in reversed(every):  # what was done again counts as it was done last
+            places = [(r.file, r.offset, r.offset + r.length) for r in tried.ranges]
+            whole = not any(there.missing(*place) for place in places)
+            if whole and all(taken.missing(*p) == [(0, p[2] - p[1])] for p in places):
+                taken = Coverage(
+                    [*taken.ranges(), *((r.file, r.offset, r.length) for r in tried.ranges)]
+                )
+                found.append(tried)
+        return found
+
+    def try_out(self, span: Span, data: memoryview) -> Range:
+        """Write bytes that are not final. Called by writer threads."""
+        self._folder.write(span.shard, span.offset, data)
+        file = self.plan.shards[span.shard].file
+        return Range(file, span.offset, len(data), xxh3_64_hexdigest(data))
+
+    def keep_tried(self, tried: Tried) -> None:
+        self._journal.add_tried(tried)
+
+    def reread(self, found: Range, buffer: memoryview) -> memoryview:
+        """Bytes that were tried out, as a view of the buffer."""
+        return self._folder.read(self._number[found.file], found.offset, found.length, buffer)
+
+    def rewrite(self, found: Range, data: memoryview) -> None:
+        """Write the bytes of a range again; they lie in memory as reread() gave them."""
+        self._folder.write(self._number[found.file], found.offset, data)
+
+    def settle(self, found: Range) -> None:
+        """Record bytes that were tried out as final."""
+        self._journal.add_range(found)
+        self._settled.append((found.file, found.offset, found.length))
+        self._folder.written(self._number[found.file], found.length)
 
     def finish(self, finish: Callable[[Path], None]) -> None:
         """Index and side files; the journal goes last."""

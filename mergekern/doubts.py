@@ -28,14 +28,18 @@ class Doubt:
             window, lo_last=self._last(window.lo_last), hi_last=self._last(window.hi_last)
         )
 
-    def fuse(self, backend: Backend, op: FusedOp, out: torch.Tensor) -> Findings:
-        """Merge these elements and put them where they belong in `out`, the whole tensor.
+    def merge(self, backend: Backend, op: FusedOp, out: torch.Tensor) -> Findings:
+        """Merge these elements into `out`, one behind the other.
 
         Nothing may be dropped at random: a coin goes by the index in the tensor.
         """
         experts = tuple(replace(e, window=self.window(e.window)) for e in op.experts)
+        return backend.fuse(replace(op, experts=experts), self.tile, out)
+
+    def fuse(self, backend: Backend, op: FusedOp, out: torch.Tensor) -> Findings:
+        """Merge these elements and put them where they belong in `out`, the whole tensor."""
         merged = torch.empty(self.tile.numel, dtype=out.dtype)
-        found = backend.fuse(replace(op, experts=experts), self.tile, merged)
+        found = self.merge(backend, op, merged)
         out[self.index] = merged
         return found
 

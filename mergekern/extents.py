@@ -44,6 +44,16 @@ class Span:
     begin: int  # in the unit
     length: int
 
+    def cut(self, nbytes: int) -> list[Span]:
+        """In parts of at most `nbytes`, cut where the file has multiples of them."""
+        found = []
+        at, end = self.offset, self.offset + self.length
+        while at < end:
+            stop = min(at // nbytes * nbytes + nbytes, end)
+            found.append(Span(self.shard, at, self.begin + at - self.offset, stop - at))
+            at = stop
+        return found
+
 
 @dataclass(frozen=True)
 class Unit:

@@ -24,7 +24,7 @@ from mergekern.sources import Resident
 from mergekern.spec import Spec
 from mergekern.statistics import fused_op, sum_scales
 from mergekern.tiles import TILE_ALIGN, cut
-from mergekern.trimming import Windows, exact_windows, merges_in_one_pass
+from mergekern.trimming import Windows, exact_windows
 
 PIECE = 8 * TILE_ALIGN  # elements that stay in cache while every merge reads them
 
@@ -116,7 +116,7 @@ def _trimming(spec: Spec) -> Hashable:
     """All that thresholds depend on besides the tensors, and how they are used."""
     if not spec.trims:
         return None
-    return spec.density, spec.gamma, spec.scope, spec.ties, merges_in_one_pass(spec)
+    return spec.density, spec.gamma, spec.scope, spec.ties, spec.one_pass
 
 
 class _Batch:
@@ -135,7 +135,7 @@ class _Batch:
         self._one_pass: OnePass | None = None
         tensors = Resident(zip(self._steps, self._tiles, strict=True))
         specs = [step.spec for step in self._steps if step.spec is not None and step.numel]
-        if specs and all(map(merges_in_one_pass, specs)):
+        if specs and all(spec.one_pass for spec in specs):
             self._one_pass = OnePass(backend, tensors, self._merges)
         elif any(spec.trims for spec in specs):
             self._windows = exact_windows(backend, tensors)

@@ -88,10 +88,11 @@ class OnePass:
             }
             if not result.lost:
                 self._mend(merge, ops, result.again, tiles)
-            for name, tile in tiles.items():
+            for name, found in merge.found.items():
                 # Too large a result may have been one that went by a wrong guess.
-                if result.lost or merge.found[name].overflow:
-                    merge.found[name] = self._backend.fuse(ops[name], tile, merge.outs[name])
+                if result.lost or found.overflow:
+                    out = merge.outs[name]
+                    merge.found[name] = self._backend.fuse(ops[name], tiles[name], out)
 
     def _mend(
         self,

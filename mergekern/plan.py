@@ -136,8 +136,9 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """How often the inputs are read; model-wide thresholds rarely need one pass more."""
-        return 2 if self.whole_model else 1
+        """How often the inputs are read, but for samples; where a sample misleads, once more."""
+        specs = [step.spec for step in self.steps if step.spec is not None]
+        return 1 + any(spec.whole_model and not spec.one_pass for spec in specs)
 
     @property
     def output_bytes(self) -> int:

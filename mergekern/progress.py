@@ -20,6 +20,9 @@ class Progress(Protocol):
 
     def start(self, total_bytes: int, tensors: int) -> None: ...
 
+    def more(self, nbytes: int) -> None:
+        """So much is to be moved beyond what was announced."""
+
     def advance(self, nbytes: int, tensors: int, phase: str) -> None: ...
 
     def stop(self) -> None: ...
@@ -29,6 +32,8 @@ class Silent:
     """Shows nothing."""
 
     def start(self, total_bytes: int, tensors: int) -> None: ...
+
+    def more(self, nbytes: int) -> None: ...
 
     def advance(self, nbytes: int, tensors: int, phase: str) -> None: ...
 
@@ -47,6 +52,9 @@ class Lines:
         self._bytes = self._done = 0
         self._phase = ""
         self._began = self._last = time.monotonic()
+
+    def more(self, nbytes: int) -> None:
+        self._total += nbytes
 
     def advance(self, nbytes: int, tensors: int, phase: str) -> None:
         self._bytes += nbytes
@@ -85,9 +93,13 @@ class Bar:
         )
 
     def start(self, total_bytes: int, tensors: int) -> None:
-        self._done = 0
+        self._done, self._total = 0, total_bytes
         self._bar.start()
         self._task: TaskID = self._bar.add_task("merge", total=total_bytes, done=0, tensors=tensors)
+
+    def more(self, nbytes: int) -> None:
+        self._total += nbytes
+        self._bar.update(self._task, total=self._total)
 
     def advance(self, nbytes: int, tensors: int, phase: str) -> None:
         self._done += tensors

@@ -15,7 +15,7 @@ from mergekern.batches import batch_of, by_kind, window_column
 from mergekern.budget import MemoryEstimate
 from mergekern.checkpoint.base import Checkpoint
 from mergekern.destination import Destination
-from mergekern.extents import Span, lay_out
+from mergekern.extents import lay_out
 from mergekern.findings import check_copied, check_findings
 from mergekern.fused import FusedOp, Tile
 from mergekern.plan import Plan, Step
@@ -24,10 +24,10 @@ from mergekern.sources import Reel, Resident
 from mergekern.statistics import fused_op, resolve
 from mergekern.stream import Flight, Pipeline
 from mergekern.table import tabulate
+from mergekern.trialpass import CHUNK, TrialPass
 from mergekern.trimming import Windows, exact_windows
 from mergekern.units import Cutter, Pieces
 
-CHUNK = 16 << 20  # bytes written and recorded by one task
 RESUME, THRESHOLDS, MERGE = "resume", "thresholds", "merge"  # phases, as progress shows them
 
 
@@ -73,7 +73,10 @@ class Run:
         todo = self._destination.missing(table, table.whole_tensor & fits)
         written = self._expect(todo)
         if self._plan.whole_model and self._windows is None and written:
-            self._find_windows()
+            if self._plan.passes == 1:
+                todo = self._try_out(todo, table.whole_tensor & fits)
+            else:
+                self._find_windows()
         apart = (table.whole_tensor & ~fits)[todo.row]
         whole = todo[table.whole_tensor[todo.row] & ~apart]
         tiled = self._cutter.tiles(todo[~table.whole_tensor[todo.row]])
@@ -123,6 +126,32 @@ class Run:
         steps = enumerate(self._plan.steps)
         rows = [n for n, s in steps if s.spec is not None and s.spec.whole_model and s.numel]
         return np.array(rows, np.int64)
+
+    def _try_out(self, todo: Pieces, whole: np.ndarray) -> Pieces:
+        """The one pass of methods that need a number of the whole model, which they can guess.
+        Returns what is still to be merged, now that the number is known."""
+        assert self._destination is not None
+        rows = self._model_rows()
+
+        def show(nbytes: int) -> None:
+            self._progress.advance(nbytes, 0, MERGE)
+
+        TrialPass(
+            self._plan,
+            self._checkpoints,
+            self._backend,
+            self._pipeline,
+            self._cutter,
+            self._destination,
+            rows,
+            show,
+        ).run()
+        left = self._destination.missing(self._table, whole)
+        again = left[np.isin(left.row, rows)]
+        self._progress.more(int((self._table.traffic[again.row] * again.numel).sum()))
+        done = np.setdiff1d(np.unique(todo.row), np.unique(left.row))
+        self._progress.advance(0, len(done), MERGE)
+        return left
 
     def _find_windows(self) -> None:
         """The first pass of methods that need a number of the whole model."""
@@ -217,7 +246,7 @@ class Run:
     def _write(self, flight: Flight) -> None:
         assert self._destination is not None
         for span in flight.unit.spans:
-            for part in _cut(span):
+            for part in span.cut(CHUNK):
                 data = flight.bytes(part.begin, part.length)
                 self._pipeline.write(flight, partial(self._destination.store, part, data))
 
@@ -231,14 +260,3 @@ def _in_order(first: Pieces, second: Pieces) -> Pieces:
 
 def _columns(pieces: Pieces) -> tuple[np.ndarray, ...]:
     return pieces.row, pieces.start, pieces.stop
-
-
-def _cut(span: Span) -> list[Span]:
-    """A span in parts of at most CHUNK bytes, cut where blocks of the file are."""
-    found = []
-    at = span.offset
-    while at < span.offset + span.length:
-        stop = min(at // CHUNK * CHUNK + CHUNK, span.offset + span.length)
-        found.append(Span(span.shard, at, span.begin + at - span.offset, stop - at))
-        at = stop
-    return found

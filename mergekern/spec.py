@@ -57,6 +57,17 @@ class Spec:
         return self.whole_tensor_sums or (self.trims and self.scope == "tensor")
 
     @cached_property
+    def one_pass(self) -> bool:
+        """True when a trimmed tensor can be merged with guessed windows and set right afterwards.
+
+        Not where all of an output hangs on them, as with the l1 rescale; nor with coins, which go
+        by places; nor where outliers are cut off at a magnitude that is kept whole.
+        """
+        drops = any(keep < 1 for keep in self.keep)
+        kept_whole = self.ties == "keep" and any(self.gamma)
+        return self.trims and not (drops or kept_whole or self.whole_tensor_sums)
+
+    @cached_property
     def whole_tensor_sums(self) -> bool:
         """True when the l1 rescale has something to rescale."""
         return self.rescale == "l1" and (self.trims or any(keep < 1 for keep in self.keep))

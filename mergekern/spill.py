@@ -90,11 +90,12 @@ class SpilledDoubts:
         found, self._fresh = self._fresh, []
         return found
 
-    def restore(self, entry: Entry) -> bool:
-        """Take up a doubt that an earlier run wrote; False when its bytes are not there."""
-        if not 0 <= entry.step < len(self._steps) or self._read(entry) is None:
+    def restore(self, entries: Sequence[Entry]) -> bool:
+        """Take up doubts that an earlier run wrote; none of them, and False, when some are gone."""
+        if any(self._read(entry) is None for entry in entries):
             return False
-        insort(self.entries, entry)
+        for entry in entries:
+            insort(self.entries, entry)
         return True
 
     def sizes(self) -> Sequence[tuple[Step, int]]:

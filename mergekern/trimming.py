@@ -34,17 +34,6 @@ def exact_windows(backend: Backend, tensors: Tensors) -> Windows:
     return outcome(backend, tensors, trial).windows
 
 
-def merges_in_one_pass(spec: Spec) -> bool:
-    """True when tensors can be merged with guessed windows, and set right afterwards.
-
-    Not where all of an output hangs on them, as with the l1 rescale; nor with coins, which go by
-    places; nor where outliers are cut off at a magnitude that is kept whole.
-    """
-    drops = any(keep < 1 for keep in spec.keep)
-    kept_whole = spec.ties == "keep" and any(spec.gamma)
-    return spec.trims and not (drops or kept_whole or spec.whole_tensor_sums)
-
-
 def start_trial(
     backend: Backend, tensors: Tensors, doubts: Doubts | None = None, room: int | None = None
 ) -> Trial | None:

@@ -12,14 +12,16 @@ from mergekern import sampling, trimming
 from mergekern.backends.cpu import CpuBackend, instruction_sets
 from mergekern.fused import Tile
 from mergekern.keys import Key
-from mergekern.onepass import merge_in_one_pass
+from mergekern.onepass import Merging, OnePass
 from mergekern.plan import Input, Step
 from mergekern.sources import Resident
 from mergekern.spec import Spec
 from mergekern.statistics import fused_op
-from mergekern.trimming import counted_windows, merges_in_one_pass
+from mergekern.tiles import TILE_ALIGN, cut
+from mergekern.trimming import counted_windows
 
 BACKENDS = [CpuBackend(threads, name) for name in instruction_sets() for threads in (1, 2, 8)]
+PIECE = 2 * TILE_ALIGN
 CASES = {
     "ties": {"elect": "mass", "combine": "sum", "normalize": True},
     "count": {"elect": "count", "combine": "mean", "ballot": "unweighted"},
@@ -38,6 +40,16 @@ def tensors_of(tiles: list[Tile], spec: Spec, work: torch.dtype) -> Resident:
         step = Step(name, "merge", dtype, shape, Input(0, name), experts, places, work, spec)
         pairs.append((step, Tile(name, 0, t.base, t.experts)))
     return Resident(pairs)
+
+
+def merge_in_one_pass(backend, tensors: Resident, outs, room: int | None = None):
+    merge = Merging({step.name: step for step in tensors.steps}, outs, {})
+    one_pass = OnePass(backend, tensors, [merge], room)
+    for step, t in tensors.tiles():
+        for start in range(0, t.numel, PIECE):
+            one_pass.take(step, t, cut(t, start, min(t.numel, start + PIECE)))
+    one_pass.finish()
+    return merge.found
 
 
 def merged_in_two(backend: CpuBackend, tensors: Resident) -> dict[str, torch.Tensor]:
@@ -81,7 +93,7 @@ def test_one_pass_gives_what_two_give(
     case, experts, ties, gamma, kind, dtype, numels, backend
 ) -> None:
     wanted = spec(case, experts, ties, gamma)
-    if not merges_in_one_pass(wanted):
+    if not wanted.one_pass:
         return
     tiles = [tile(n, [dtype] * (experts + 1), kind, seed=n) for n in numels]
     tensors = tensors_of(tiles, wanted, torch.promote_types(dtype, torch.float32))
@@ -111,7 +123,7 @@ def test_a_lost_trial_costs_a_pass_and_no_bits(why: str, ties: str, monkeypatch)
     if why == "misled":
         monkeypatch.setattr(trimming, "guess", mislead)
     outs = empty(tensors)
-    merge_in_one_pass(BACKENDS[0], tensors, outs, 10 if why == "too much open" else None)
+    merge_in_one_pass(BACKENDS[0], tensors, outs, room=10 if why == "too much open" else None)
     assert [trial.lost for trial in trials] == [True]
     assert_same(outs, merged_in_two(BACKENDS[0], tensors))
 
