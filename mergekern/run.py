@@ -71,7 +71,7 @@ class Run:
         fits = self._cutter.fits(rows)
         todo = self._destination.missing(table, table.whole_tensor & fits)
         written = self._expect(todo)
-        if self._plan.whole_model and self._windows is None and written:
+        if self._unseen:
             self._find_windows()
         apart = (table.whole_tensor & ~fits)[todo.row]
         whole = todo[table.whole_tensor[todo.row] & ~apart]
@@ -106,10 +106,9 @@ class Run:
         self._destination.expect(dict(enumerate(left.tolist())))
         written = int(left.sum())
         self._unseen = 0
-        if self._plan.whole_model and self._windows is None and written:
-            passes = self._plan.passes - 1
-            rows = self._model_rows()
-            self._unseen = passes * int((table.traffic * table.numel)[rows].sum())
+        if len(table.whole_model) and self._windows is None and written:
+            once = int((table.traffic * table.numel)[table.whole_model].sum())
+            self._unseen = (self._plan.passes - 1) * once
         total = int((table.traffic * table.numel).sum())
         resumed = total - int((table.traffic * elements).sum())
         self._progress.start(total + self._unseen, len(table.steps))
@@ -118,14 +117,10 @@ class Run:
             self._progress.advance(resumed, done, RESUME)
         return written
 
-    def _model_rows(self) -> list[int]:
-        steps = enumerate(self._plan.steps)
-        return [n for n, s in steps if s.spec is not None and s.spec.whole_model and s.numel]
-
     def _find_windows(self) -> None:
         """The first pass of methods that need a number of the whole model."""
         assert self._destination is not None
-        reel = Reel(self._pipeline, self._cutter, self._model_rows())
+        reel = Reel(self._pipeline, self._cutter, self._table.whole_model.tolist())
         reel.on_read = self._show_thresholds
         self._destination.keep_windows(model_windows(self._backend, reel.sources))
         reel.stop()
@@ -172,7 +167,7 @@ class Run:
         step = self._plan.steps[int(rows[0])]
         op = self._shared_op(int(self._table.kind[rows[0]]), step)
         trimmed = self._cuts if step.spec is not None and step.spec.whole_model else None
-        batch = batch_of(self._table, flight, chosen, trimmed)
+        batch = batch_of(self._table, flight, op, chosen, trimmed)
         found = self._backend.fuse_batch(op, batch)
         for tile in sorted(found):
             step = self._plan.steps[int(rows[tile])]
