@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mergekern.fused import Batch, Window
+from mergekern.fused import KEEP_ALL, Batch, FusedOp, Window
 from mergekern.stream import Flight
 from mergekern.table import Table
 from mergekern.trimming import Windows
@@ -22,7 +22,9 @@ def by_kind(table: Table, rows: np.ndarray, chosen: np.ndarray) -> Iterator[np.n
             yield group
 
 
-def batch_of(table: Table, flight: Flight, chosen: np.ndarray, windows: np.ndarray | None) -> Batch:
+def batch_of(
+    table: Table, flight: Flight, op: FusedOp, chosen: np.ndarray, windows: np.ndarray | None
+) -> Batch:
     """Some pieces of a flight, all of one kind; windows: of every step, by window_column()."""
     pieces = flight.unit.pieces[chosen]
     row = int(pieces.row[0])
@@ -30,6 +32,8 @@ def batch_of(table: Table, flight: Flight, chosen: np.ndarray, windows: np.ndarr
     base = None if step.base is None else table.source(row, 0)[1].dtype
     experts = tuple(table.source(row, 1 + place)[1].dtype for place in range(len(step.experts)))
     inputs = flight.inputs(chosen)[:, : 1 + len(experts)]
+    drops = any(expert.keep_below < KEEP_ALL for expert in op.experts)
+    hashes = table.name_hash[pieces.row] if drops else np.zeros(len(pieces), np.uint32)
     trimmed = None if windows is None else windows[pieces.row, : len(experts)]
     return Batch(
         base=base,
@@ -39,7 +43,7 @@ def batch_of(table: Table, flight: Flight, chosen: np.ndarray, windows: np.ndarr
         outs=flight.outs(chosen).astype(np.uint64),
         offset=pieces.start,
         numel=pieces.numel,
-        name_hash=table.name_hash[pieces.row],
+        name_hash=hashes,
         windows=None if trimmed is None else np.ascontiguousarray(trimmed),
     )
 

@@ -109,13 +109,14 @@ def _least_unit(step: Step) -> int:
 def _useful(plan: Plan, tile: int | None) -> int:
     """What the plan can make use of: enough units in flight, or everything at once."""
     itemsize = _input_itemsize(plan)
-    most = 0
+    most = widest = 0
     for step in plan.steps:
         longest = tile or max(TILE_ALIGN, int(TILE_BYTES / itemsize))
         most = max(most, UNITS * unit_bytes(step, min(step.numel, longest), itemsize))
         if step.spec is not None and step.spec.whole_tensor and tile is None:
             most = max(most, RESIDENT * unit_bytes(step, step.numel, itemsize))
-    return max(most, min(UNITS * TILE_BYTES, _everything(plan, itemsize)))
+        widest = max(widest, len(step.inputs) + 1)
+    return max(most, min(UNITS * TILE_BYTES * widest, _everything(plan, itemsize)))
 
 
 def _everything(plan: Plan, itemsize: float) -> int:

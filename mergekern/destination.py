@@ -137,9 +137,8 @@ class Destination:
             places = [(r.file, r.offset, r.offset + r.length) for r in tried.ranges]
             whole = not any(there.missing(*place) for place in places)
             if whole and all(taken.missing(*p) == [(0, p[2] - p[1])] for p in places):
-                taken = Coverage(
-                    [*taken.ranges(), *((r.file, r.offset, r.length) for r in tried.ranges)]
-                )
+                mine = [(r.file, r.offset, r.length) for r in tried.ranges]
+                taken = Coverage([*taken.ranges(), *mine])
                 found.append(tried)
         return found
 

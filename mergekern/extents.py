@@ -92,8 +92,8 @@ def lay_out(table: Table, pieces: Pieces, *, output: bool) -> Unit:
     outs = np.zeros(len(pieces), np.int64)
     spans: tuple[Span, ...] = ()
     if output:
-        shared = _shared(table, pieces, begin)
-        outs, spans, used = _outputs(table, pieces, np.where(shared, inputs[:, 1], -1), used)
+        placed = np.where(_shared(table, pieces, begin), inputs[:, 1], -1)
+        outs, spans, used = _outputs(table, pieces, placed, used)
     return Unit(
         pieces=pieces,
         inputs=inputs,

@@ -110,10 +110,9 @@ class Run:
         self._destination.expect(dict(enumerate(left.tolist())))
         written = int(left.sum())
         self._unseen = 0
-        if self._plan.whole_model and self._windows is None and written:
-            passes = self._plan.passes - 1
-            rows = self._model_rows()
-            self._unseen = passes * int((table.traffic * table.numel)[rows].sum())
+        if len(table.whole_model) and self._windows is None and written:
+            once = int((table.traffic * table.numel)[table.whole_model].sum())
+            self._unseen = (self._plan.passes - 1) * once
         total = int((table.traffic * table.numel).sum())
         resumed = total - int((table.traffic * elements).sum())
         self._progress.start(total + self._unseen, len(table.steps))
@@ -122,16 +121,11 @@ class Run:
             self._progress.advance(resumed, done, RESUME)
         return written
 
-    def _model_rows(self) -> np.ndarray:
-        steps = enumerate(self._plan.steps)
-        rows = [n for n, s in steps if s.spec is not None and s.spec.whole_model and s.numel]
-        return np.array(rows, np.int64)
-
     def _try_out(self, todo: Pieces, whole: np.ndarray) -> Pieces:
         """The one pass of methods that need a number of the whole model, which they can guess.
         Returns what is still to be merged, now that the number is known."""
         assert self._destination is not None
-        rows = self._model_rows()
+        rows = self._table.whole_model
 
         def show(nbytes: int) -> None:
             self._progress.advance(nbytes, 0, MERGE)
@@ -156,7 +150,7 @@ class Run:
     def _find_windows(self) -> None:
         """The first pass of methods that need a number of the whole model."""
         assert self._destination is not None
-        reel = Reel(self._pipeline, self._cutter, self._model_rows(), self._show_thresholds)
+        reel = Reel(self._pipeline, self._cutter, self._table.whole_model, self._show_thresholds)
         self._destination.keep_windows(exact_windows(self._backend, reel))
         self._show_thresholds(self._unseen)
 
@@ -200,7 +194,7 @@ class Run:
         step = self._plan.steps[int(rows[0])]
         op = self._shared_op(int(self._table.kind[rows[0]]), step)
         trimmed = self._cuts if step.spec is not None and step.spec.whole_model else None
-        batch = batch_of(self._table, flight, chosen, trimmed)
+        batch = batch_of(self._table, flight, op, chosen, trimmed)
         found = self._backend.fuse_batch(op, batch)
         for tile in sorted(found):
             step = self._plan.steps[int(rows[tile])]

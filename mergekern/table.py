@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ class Table:
     file:   of each input, a place in `files`, or NONE, MEMORY or READ
     begin:  the first byte of each input in its file
     width:  bytes of an element of each input, 0 where there is none
-    kind:   equal for steps whose ops differ in nothing but thresholds and the tensor's name: the
+    kind:   counted from 0, equal for steps whose ops differ in nothing but thresholds and name: the
             same spec object, the same experts, the same types
     """
 
@@ -50,13 +51,19 @@ class Table:
     @cached_property
     def whole_tensor(self) -> np.ndarray:
         """True for steps whose method needs numbers of the whole tensor first."""
-        specs = {id(step.spec): step.spec for step in self.steps}
-        whole = {key for key, spec in specs.items() if spec is not None and spec.whole_tensor}
-        return self._per_step([id(step.spec) in whole for step in self.steps]).astype(bool)
+        specs = [step.spec for step in self._of_kinds]
+        return np.array([spec is not None and spec.whole_tensor for spec in specs], bool)[self.kind]
+
+    @cached_property
+    def whole_model(self) -> np.ndarray:
+        """Rows that need a number of the whole model, in order."""
+        specs = [step.spec for step in self._of_kinds]
+        whole = np.array([spec is not None and spec.whole_model for spec in specs], bool)
+        return np.flatnonzero(whole[self.kind] & (self.numel > 0))
 
     @cached_property
     def copied(self) -> np.ndarray:
-        return self._per_step([step.action == "copy" for step in self.steps]).astype(bool)
+        return np.array([step.action == "copy" for step in self._of_kinds], bool)[self.kind]
 
     @cached_property
     def name_hash(self) -> np.ndarray:
@@ -70,8 +77,12 @@ class Table:
         checkpoint = self.checkpoints[source.model]
         return checkpoint, checkpoint.tensors[source.name]
 
-    def _per_step(self, values: list[bool]) -> np.ndarray:
-        return np.array(values, bool).reshape(len(self.steps))
+    @cached_property
+    def _of_kinds(self) -> list[Step]:
+        """A step of each kind."""
+        row = np.zeros(int(self.kind.max(initial=-1)) + 1, np.int64)
+        row[self.kind] = np.arange(len(self.kind))
+        return [self.steps[at] for at in row.tolist()]
 
 
 def tabulate(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Table:
@@ -94,7 +105,7 @@ def tabulate(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Table:
         shard=_column([shard[name] for name in names]),
         offset=_column([where[name] for name in names]),
         file=inputs.files(),
-        begin=inputs.spread([info.offset for info in inputs.infos], 0),
+        begin=inputs.spread(list(map(attrgetter("offset"), inputs.infos)), 0),
         width=width,
         kind=_kinds(steps, dtype),
     )
@@ -134,7 +145,9 @@ class _Inputs:
     def dtypes(self) -> tuple[np.ndarray, np.ndarray]:
         """A number for each input's dtype, and the bytes of its elements."""
         codes: dict[torch.dtype | None, int] = {None: 0}
-        found = [codes.setdefault(info.dtype, len(codes)) for info in self.infos]
+        found = [
+            codes.setdefault(dtype, len(codes)) for dtype in map(attrgetter("dtype"), self.infos)
+        ]
         dtype = self.spread(found, 0)
         widths = np.array([0 if code is None else code.itemsize for code in codes])
         return dtype, widths[dtype]

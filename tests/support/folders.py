@@ -118,6 +118,9 @@ class Watch:
     def start(self, total_bytes: int, tensors: int) -> None:
         self.total, self.tensors = total_bytes, tensors
 
+    def more(self, nbytes: int) -> None:
+        self.total += nbytes
+
     def advance(self, nbytes: int, tensors: int, phase: str) -> None:
         self.moved += nbytes
         self.done += tensors
