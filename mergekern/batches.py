@@ -50,13 +50,11 @@ def batch_of(
 
 def window_column(table: Table, windows: Windows) -> np.ndarray:
     """int64 [steps, experts, 4]: the windows of the whole model; open ones for all other steps."""
-    everything = Window()
     column = np.empty((len(table.steps), table.file.shape[1] - 1, 4), np.int64)
-    column[:] = _cuts([everything])[0]
-    rows = [row for row, step in enumerate(table.steps) if step.name in windows]
-    found = [windows[table.steps[row].name] for row in rows]
+    column[:] = _cuts([Window()])[0]
+    found = [windows[table.steps[row].name] for row in table.whole_model.tolist()]
     counts = [len(row) for row in found]
-    row = np.repeat(np.array(rows, np.int64), counts)
+    row = np.repeat(table.whole_model, counts)
     before = np.cumsum(counts) - counts
     place = np.arange(len(row)) - np.repeat(before, counts)
     column[row, place] = _cuts([window for row in found for window in row])

@@ -52,7 +52,9 @@ def test_output_dtype_and_work_dtype() -> None:
     assert plan.out_dtype == torch.float16
     plan = plan_of("ties", [base, wide], preset="paper")
     assert {step.work for step in plan.steps} == {torch.float64}
-    assert plan.whole_model and plan.passes > 1
+    assert plan.whole_model and plan.passes == 1
+    options = {"gamma": 0.1, "density": 0.5, "scope": "model", "ties": "keep"}
+    assert plan_of("breadcrumbs", [base, wide], parameters=options).passes == 2
 
 
 def test_discrete_tensors_are_copied() -> None:
