@@ -127,7 +127,11 @@ class Run:
         assert self._destination is not None
         rows = self._table.whole_model
 
+        moved = 0
+
         def show(nbytes: int) -> None:
+            nonlocal moved
+            moved += nbytes
             self._progress.advance(nbytes, 0, MERGE)
 
         TrialPass(
@@ -142,7 +146,9 @@ class Run:
         ).run()
         left = self._destination.missing(self._table, whole)
         again = left[np.isin(left.row, rows)]
-        self._progress.more(int((self._table.traffic[again.row] * again.numel).sum()))
+        announced = int((self._table.traffic * self._table.numel)[rows].sum())
+        coming = int((self._table.traffic[again.row] * again.numel).sum())
+        self._progress.more(moved + coming - announced)
         done = np.setdiff1d(np.unique(todo.row), np.unique(left.row))
         self._progress.advance(0, len(done), MERGE)
         return left

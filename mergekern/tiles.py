@@ -35,8 +35,8 @@ class Tensors(Protocol):
     stretch: how many elements of a tensor are worth reading as one
     tiles(): all of every tensor, in order; a tile is valid until the next one is taken, and starts
              at a multiple of TILE_ALIGN
-    parts(): the parts asked for, in order; those that belong to one tensor may come joined, so that
-             each tile is given with the parts it is made of
+    parts(): the parts asked for, in order, none longer than TILE_ALIGN; those that belong to one
+             tensor may come joined, so that each tile is given with the parts it is made of
     """
 
     @property

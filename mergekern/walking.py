@@ -12,7 +12,7 @@ from mergekern.keys import Key, starts_of
 from mergekern.plan import Step
 from mergekern.tiles import TILE_ALIGN, Part, Tensors
 
-STRIDE = 1 << 18  # elements looked at in one go
+GROUP = 16  # parts that are looked at in one go
 FARTHEST = 1 / 8  # of all elements; whoever has to go farther had better count
 
 
@@ -25,28 +25,35 @@ def walk(backend: Backend, tensors: Tensors, expert: int, key: Key, off: int) ->
     reach = int(starts[-1] * FARTHEST)
     forth = off > 0
     bounds = (key.place + 1, key.place + 1 + reach) if forth else (key.place - reach, key.place)
-    parts = list(parts_between(tensors.steps, [bounds], STRIDE))
+    parts = [p for p in parts_between(tensors.steps, [bounds]) if expert in p.step.expert_index]
+    parts = parts if forth else parts[::-1]
     left = abs(off)
-    begins = {id(step): start for step, start in zip(tensors.steps, starts, strict=False)}
-    for part in parts if forth else reversed(parts):
-        if expert not in part.step.expert_index:
-            continue
-        ((_, tile),) = tensors.parts([part])
-        place = part.step.expert_index.index(expert)
-        bits = backend.magnitudes(tile, place, part.step.work).numpy()
-        places = np.flatnonzero(bits == key.magnitude) + (begins[id(part.step)] + part.start)
-        places = places[places > key.place] if forth else places[places < key.place]
+    for first in range(0, len(parts), GROUP):
+        places = _ties(backend, tensors, expert, key.magnitude, parts[first : first + GROUP])
+        places = places[places > key.place] if forth else -np.sort(-places[places < key.place])
         if left <= places.size:
-            return Key(key.magnitude, int(places[left - 1] if forth else places[-left]))
+            return Key(key.magnitude, int(places[left - 1]))
         left -= places.size
     return None
 
 
-def parts_between(
-    steps: Sequence[Step], intervals: Iterable[tuple[int, int]], stride: int = TILE_ALIGN
-) -> Iterator[Part]:
-    """What lies at some intervals of places, in order and once, as parts that begin and end at
-    multiples of `stride` of their tensors; but not before the first place or behind the last."""
+def _ties(
+    backend: Backend, tensors: Tensors, expert: int, magnitude: int, parts: Sequence[Part]
+) -> np.ndarray:
+    """The places of one expert's elements of a magnitude, part by part."""
+    begins = dict(zip(map(id, tensors.steps), starts_of(tensors.steps), strict=False))
+    found = []
+    for group, tile in tensors.parts(parts):
+        step = group[0].step
+        bits = backend.magnitudes(tile, step.expert_index.index(expert), step.work).numpy()
+        places = np.concatenate([np.arange(part.start, part.stop) for part in group])
+        found.append(places[bits == magnitude] + begins[id(step)])
+    return np.concatenate(found)
+
+
+def parts_between(steps: Sequence[Step], intervals: Iterable[tuple[int, int]]) -> Iterator[Part]:
+    """What lies at some intervals of places, in order and once, in parts that begin at multiples of
+    TILE_ALIGN of their tensors and are no longer; not before the first place or behind the last."""
     starts = starts_of(steps)
     done = 0
     for first, stop in sorted(intervals):
@@ -54,8 +61,8 @@ def parts_between(
         number = bisect_right(starts, at) - 1
         while at < stop:
             step, start = steps[number], starts[number]
-            begin = (at - start) // stride * stride
-            end = min(step.numel, begin + stride)
+            begin = (at - start) // TILE_ALIGN * TILE_ALIGN
+            end = min(step.numel, begin + TILE_ALIGN)
             if end > begin:
                 yield Part(step, begin, end)
             at = done = start + end

@@ -1,0 +1,137 @@
+"""Whole-model trimming streams in one pass: the bytes of two passes, also after a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from folders import Watch, buffers, hashes, load, write_model
+
+import mergekern
+from mergekern import sampling, trialpass, trimming
+from mergekern.checkpoint import direct
+from mergekern.keys import Key
+
+SIZES = {"a": 400_000, "b": 65_536, "c": 33, "d": 700_001, "e": 1}  # in the order of the files
+BUFFERS = 3_000_000
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def model(dtype: torch.dtype, near: dict[str, torch.Tensor] | None, seed: int) -> Any:
+    g = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, numel in SIZES.items():
+        x = torch.randn(numel, generator=g)
+        state[name] = (near[name].float() + 3e-4 * x if near else 0.02 * x).to(dtype)
+    return state
+
+
+@pytest.fixture(scope="module", params=DTYPES)
+def states(request) -> list[dict[str, torch.Tensor]]:
+    """fp32 has few equal magnitudes, so that elements are left in doubt; bf16 has masses."""
+    base = model(DTYPES[request.param], None, 0)
+    return [base, *(model(DTYPES[request.param], base, seed) for seed in (1, 2, 3))]
+
+
+@pytest.fixture
+def folders(states, tmp_path: Path) -> list[str]:
+    return [str(write_model(tmp_path / f"m{i}", s)) for i, s in enumerate(states)]
+
+
+def options(ties: str, **more: Any) -> dict[str, Any]:
+    return {"density": [0.2, 0.5, 1.0], "scope": "model", "ties": ties, **more}
+
+
+def stream(folders: list[str], out: Path, ties: str, **more: Any) -> Any:
+    base, *models = folders
+    return mergekern.merge(
+        "ties", base=base, models=models, output=str(out), **options(ties, **more)
+    )
+
+
+def assert_merged(states, out: Path, ties: str) -> None:
+    """What counting gives, on tensors in memory."""
+    base, *models = states
+    want = mergekern.merge("ties", base=base, models=models, backend="reference", **options(ties))
+    found = load(out)
+    for name, tensor in want.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("ties", ["index", "keep"])
+@pytest.mark.parametrize("past_the_cache", [True, False])
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_one_read(states, folders, tmp_path, ties, past_the_cache, threads, monkeypatch) -> None:
+    buffers(monkeypatch, BUFFERS)
+    monkeypatch.setattr(direct, "forced", past_the_cache)
+    monkeypatch.setattr(sampling, "LEAST", 1 << 12)  # as small beside these models as beside others
+    watch = Watch()
+    report = stream(folders, tmp_path / "out", ties, threads=threads, progress=watch)
+    assert_merged(states, tmp_path / "out", ties)
+    inputs = sum(x.nbytes for state in states for x in state.values())
+    assert report.bytes_read < 1.25 * inputs  # small models, large sample
+    assert watch.moved == watch.total and watch.done == watch.tensors
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize("ties", ["index", "keep"])
+@pytest.mark.parametrize("why", ["misled", "too much open"])
+def test_a_lost_trial_merges_all_again(states, folders, tmp_path, ties, why, monkeypatch) -> None:
+    buffers(monkeypatch, BUFFERS)
+    honest = trimming.guess
+
+    def mislead(*arguments, **named):
+        guesses = honest(*arguments, **named).items()
+        return {wanted: (Key(high.magnitude + 99, 0),) * 2 for wanted, (high, _) in guesses}
+
+    if why == "misled":
+        monkeypatch.setattr(trimming, "guess", mislead)
+    else:
+
+        def apart(*arguments, **named):
+            return {
+                w: (Key(high.magnitude + 1, -1), Key(0, 1 << 60))
+                for w, (high, _) in honest(*arguments, **named).items()
+            }
+
+        monkeypatch.setattr(trimming, "guess", apart)
+    watch = Watch()
+    stream(folders, tmp_path / "out", ties, progress=watch)
+    assert_merged(states, tmp_path / "out", ties)
+    assert watch.moved == watch.total
+
+
+@pytest.mark.parametrize("ties", ["index", "keep"])
+@pytest.mark.parametrize("units", [1, 3, 6])
+def test_a_trial_that_was_interrupted_goes_on(
+    states, folders, tmp_path, ties, units, monkeypatch
+) -> None:
+    buffers(monkeypatch, BUFFERS)
+    monkeypatch.setattr(sampling, "LEAST", 1 << 12)
+    left = [units]
+
+    def stop() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stream(folders, tmp_path / "out", ties, progress=Watch(stop))
+    seen = []
+    honest = trialpass.go_on_with_trial
+
+    def go_on(*arguments):
+        seen.append(arguments)
+        return honest(*arguments)
+
+    monkeypatch.setattr(trialpass, "go_on_with_trial", go_on)
+    whole = stream(folders, tmp_path / "whole", ties)
+    report = stream(folders, tmp_path / "out", ties)
+    assert len(seen) == 1
+    assert report.bytes_read < whole.bytes_read
+    assert_merged(states, tmp_path / "out", ties)
+    lock = "mergekern.lock.json"
+    same = [{k: v for k, v in hashes(tmp_path / x).items() if k != lock} for x in ("out", "whole")]
+    assert same[0] == same[1]
