@@ -74,9 +74,30 @@ def test_weights_in_common(data) -> None:
     elect, combine = data.draw(
         st.sampled_from([("mass", "mean"), ("mass", "sum"), ("none", "sum")])
     )
-    scale, divisor = data.draw(weight), data.draw(st.sampled_from([1.0, 3.0]))
+    scale = data.draw(st.sampled_from([1.0, 0.4, 2.0**30, 2.0**-70, -1.0, 0.0]))
+    divisor = data.draw(st.sampled_from([1.0, 3.0]))
     op = FusedOp("task_vector", tuple(experts), elect, combine, scale, divisor)
     assert_same(op, t, torch.bfloat16)
+
+
+@pytest.mark.parametrize("coef", [2.0**-16, 2.0**-17, 2.0**-18])
+def test_products_that_underflow(coef: float) -> None:
+    """The smallest deltas of bf16 vanish below 2**-16; a large scale shows it."""
+    t = tile(4000, [torch.bfloat16] * 4, "denormal", seed=5)
+    for combine in ("sum", "mean"):
+        experts = tuple(ExpertScalars(i, coef, coef, coef) for i in range(3))
+        op = FusedOp("task_vector", experts, "mass", combine, scale=2.0**30)
+        assert_same(op, t, torch.bfloat16)
+
+
+@pytest.mark.parametrize("count", [3, 6, 10])
+def test_shares_that_do_not_add_up(count: int) -> None:
+    """0.1 added ten times is more than 1, which shows where a mean lies between two bf16."""
+    x = torch.arange(0x3F80, 0x4080).to(torch.int16).view(torch.bfloat16)
+    t = Tile("w", 0, torch.zeros_like(x), (x,) * count)
+    experts = tuple(ExpertScalars(i, 1.0, 1.0, 0.1) for i in range(count))
+    for scale in (1.0, 0.1, 0.3, 0.6):
+        assert_same(FusedOp("task_vector", experts, "mass", "mean", scale), t, torch.bfloat16)
 
 
 def test_sixty_four_experts() -> None:
