@@ -43,8 +43,8 @@ void pass(const char* const* inputs, int count, char* out, int64_t bytes) {
 
 // Which is fastest differs between machines, so all are tried.
 const Pass kPasses[] = {
-    pass<false, 0>, pass<false, 512>, pass<false, 1024>, pass<true, 0>,
-    pass<true, 256>, pass<true, 512>, pass<true, 1024>,
+    pass<false, 0>,  pass<false, 512>, pass<false, 1024>, pass<true, 0>,
+    pass<true, 256>, pass<true, 512>,  pass<true, 1024>,
 };
 
 }  // namespace

@@ -11,7 +11,8 @@
 namespace mergekern {
 namespace MK_ISA {
 
-constexpr int kPhase = 256;                        // elements of a block
+constexpr int kPhase = 256;             // elements of a block
+constexpr int kAhead = 2 * 2 * kPhase;  // bytes: while later phases compute, inputs come near
 constexpr int kPhaseFloats = kPhase / kLanesOf32;  // registers of floats of a block
 enum class Take { value, delta, above, between };  // all of x; x - base: all, from lo on, in a band
 enum class Vote { none, plain, scaled };           // no election; of deltas as they are; of values
@@ -75,12 +76,14 @@ static void vote(const char* base, Ballot* ballots, bool first, Floats* sum, int
   Group<G> e(ballots);
   for (int i = 0, at = 0; i < n; i += kLanesOf16, at += 2) {
     const Words b = kTake == Take::value ? Words{} : load(base + 2 * i);
+    if (kTake != Take::value && first) __builtin_prefetch(base + 2 * i + kAhead);
     Floats even_sum{}, odd_sum{};
     if (!first) even_sum = sum[at], odd_sum = sum[at + 1];
     Seen seen_even{}, seen_odd{};
 #pragma GCC unroll 4
     for (int k = 0; k < G; ++k) {
       const Words x = load(e.x[k] + 2 * i);
+      __builtin_prefetch(e.x[k] + 2 * i + kAhead);
       Floats even = take<kTake, kGuess>(e, k, widen_even(x), widen_even(b), &seen_even);
       Floats odd = take<kTake, kGuess>(e, k, widen_odd(x), widen_odd(b), &seen_odd);
       if (kVote != Vote::plain) even = even * e.coef[k], odd = odd * e.coef[k];
