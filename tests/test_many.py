@@ -15,6 +15,7 @@ import mergekern
 from mergekern import inmemory, trimming
 from mergekern.backends.cpu import CpuBackend
 from mergekern.errors import BudgetError, MismatchError, NonFiniteError, OutputError, RecipeError
+from mergekern.keys import Key
 from mergekern.tiles import TILE_ALIGN
 
 State = dict[str, torch.Tensor]
@@ -103,8 +104,9 @@ def test_a_lost_bet_is_made_good_in_every_merge(states, scope, monkeypatch, capl
     want = mergekern.merge_many(recipe)
     honest = trimming.guess
 
-    def mislead(*arguments: Any) -> Any:
-        return {wanted: (low, low) for wanted, (_, low) in honest(*arguments).items()}
+    def mislead(*arguments: Any, **options: Any) -> Any:
+        guesses = honest(*arguments, **options).items()
+        return {wanted: (Key(high.magnitude + 99, 0),) * 2 for wanted, (high, _) in guesses}
 
     monkeypatch.setattr(trimming, "guess", mislead)
     with caplog.at_level("INFO"):

@@ -106,14 +106,14 @@ def test_thresholds_of_the_model_are_found_once(
 ) -> None:
     buffers(monkeypatch, BUFFERS)
     watch = Watch()
-    merge(models, tmp_path / "whole", "ties, model", progress=watch)
+    merge(models, tmp_path / "whole", "breadcrumbs", progress=watch)
     assert watch.phases["thresholds"] > 0
-    found = interrupted(models, tmp_path / "out", "ties, model", 3).phases
+    found = interrupted(models, tmp_path / "out", "breadcrumbs", 3).phases
     assert found["thresholds"] == watch.phases["thresholds"]
     again = Watch()
-    merge(models, tmp_path / "out", "ties, model", progress=again)
+    merge(models, tmp_path / "out", "breadcrumbs", progress=again)
     assert "thresholds" not in again.phases
-    assert hashes(tmp_path / "out") == hashes(wanted["ties, model"])
+    assert hashes(tmp_path / "out") == hashes(wanted["breadcrumbs"])
 
 
 def test_another_recipe_is_refused(models: list[Path], tmp_path: Path) -> None:

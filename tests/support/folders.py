@@ -22,6 +22,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "linear": {"method": "linear", "weight": [0.25, 0.75]},
     "ties": {"method": "ties", "density": 0.3},
     "ties, model": {"method": "ties", "density": 0.3, "scope": "model"},
+    "breadcrumbs": {  # in two passes
+        **{"method": "breadcrumbs", "density": 0.4, "gamma": 0.1},
+        **{"scope": "model", "ties": "keep"},
+    },
     "dare": {"method": "dare_ties", "density": 0.4, "seed": 7},
 }
 
