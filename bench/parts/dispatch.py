@@ -23,6 +23,7 @@ from timing import Times, alternate
 from mergekern import engine
 from mergekern.backends.cpu import CpuBackend
 from mergekern.checkpoint import Checkpoint, open_checkpoint
+from mergekern.inmemory import merge_in_memory
 from mergekern.plan import Plan
 from mergekern.planner import build_plan
 from mergekern.progress import Silent
@@ -49,7 +50,8 @@ class Job:
 
     def run(self) -> State | None:
         if self.output is None:
-            return engine.merge_in_memory(self.plan, self.checkpoints, backend=self.backend)
+            (merged,) = merge_in_memory([self.plan], [self.checkpoints], backend=self.backend)
+            return merged
         remove(self.output)
         engine.merge_to_folder(
             self.plan,

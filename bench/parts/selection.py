@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 from gate import State, WrongResult
-from mergekern.selection import Search, select
 from rows import Row, less_cpu
 from settings import DENSITY, EXPERTS, Settings
 from timing import Times, measure
@@ -15,6 +14,7 @@ import mergekern
 from mergekern.backends.cpu import CpuBackend
 from mergekern.fused import Tile
 from mergekern.sources import Resident
+from mergekern.trimming import exact_windows
 from parts.exact import FP32, HEAVY
 
 
@@ -22,27 +22,22 @@ def run(settings: Settings) -> list[Row]:
     rows = []
     for kind in (HEAVY, FP32):
         models = kind.models(settings.numel)
-        source = _source(models)
         times = {}
         for rule in ("index", "keep"):
-            search = partial(_select, source, settings, rule == "index")
-            times[rule] = measure(search, settings.repetitions, 1)
+            tensors = _tensors(models, rule)
+            select = partial(exact_windows, CpuBackend(settings.threads), tensors)
+            times[rule] = measure(select, settings.repetitions, 1)
             rows.append(_rate(f"selection, {kind.name}, ties={rule}", times[rule], settings))
-        found = _select(source, settings, False)[0]
+        found = select()["w"][0].lo
         rows += _against_torch(kind.name, models, found, times["keep"])
     return rows
 
 
-def _source(models: list[State]) -> Resident:
+def _tensors(models: list[State], rule: str) -> Resident:
     base, *experts = models
-    step = mergekern.plan("ties", base=base, models=experts, density=DENSITY).steps[0]
-    return Resident(step, Tile("w", 0, base["w"], tuple(x["w"] for x in experts)))
-
-
-def _select(source: Resident, settings: Settings, locate: bool) -> list[Search]:
-    ranks = [(expert, int(DENSITY * source.step.numel)) for expert in range(EXPERTS)]
-    backend = CpuBackend(settings.threads)
-    return select(backend, [source], torch.float32, ranks, locate=locate)
+    plan = mergekern.plan("ties", base=base, models=experts, density=DENSITY, ties=rule)
+    tile = Tile("w", 0, base["w"], tuple(x["w"] for x in experts))
+    return Resident([(plan.steps[0], tile)])
 
 
 def _rate(what: str, ours: Times, settings: Settings) -> Row:
@@ -58,14 +53,14 @@ def _rate(what: str, ours: Times, settings: Settings) -> Row:
     )
 
 
-def _against_torch(what: str, models: list[State], found: Search, ours: Times) -> list[Row]:
+def _against_torch(what: str, models: list[State], found: int, ours: Times) -> list[Row]:
     """On the magnitudes of one expert, which torch finds made; ours makes them as it reads."""
     magnitudes = (models[1]["w"].float() - models[0]["w"].float()).abs_()
     rank = magnitudes.numel() - int(DENSITY * magnitudes.numel()) + 1
     want: list[torch.Tensor] = []
     kthvalue = measure(lambda: want.append(magnitudes.kthvalue(rank).values), 1)
-    if int(want[0].view(torch.int32)) != found.magnitude:
-        raise WrongResult(f"selection, {what}: {found.magnitude:#x}, torch has {float(want[0])}")
+    if int(want[0].view(torch.int32)) != found:
+        raise WrongResult(f"selection, {what}: {found:#x}, torch has {float(want[0])}")
     argsort = measure(lambda: magnitudes.argsort(descending=True), 1)
     each = Times(tuple(t / EXPERTS for t in ours.wall), tuple(t / EXPERTS for t in ours.cpu))
     return [
