@@ -111,7 +111,7 @@ def plan(
     folder = None if output is None else output_path(output)
     with ready([recipe], [folder], mismatch, max_shard_size) as (job,):
         job.check_folder()
-        return replace(job.plan, memory=engine.memory_estimate(job.plan, limit))
+        return replace(job.plan, memory=engine.memory_estimate([job.plan], limit))
 
 
 def merge_many(
@@ -175,8 +175,7 @@ def plan_many(
         for job in jobs:
             job.check_folder()
         made = plans_of(dict(zip(named, jobs, strict=True)))
-        plans = [replace(p, memory=engine.memory_estimate(p, limit)) for p in made.plans]
-        return replace(made, plans=tuple(plans))
+        return replace(made, memory=engine.memory_estimate(made.plans, limit))
 
 
 def methods() -> tuple[Method, ...]:
@@ -195,7 +194,7 @@ def _run(
         return merge_in_memory(plans, checkpoints, backend=backend)
     for job in jobs:
         job.check_folder()
-    summaries = engine.merge_many_to_folders(
+    summaries = engine.merge_to_folders(
         plans,
         checkpoints,
         outputs,

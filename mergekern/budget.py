@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,9 +65,9 @@ class MemoryEstimate:
 
 
 def memory_estimate(
-    plan: Plan, max_memory: int | None = None, backend: Backend | None = None
+    plans: Sequence[Plan], max_memory: int | None = None, backend: Backend | None = None
 ) -> MemoryEstimate:
-    """What merge_to_folder will hold for this plan. Raises BudgetError below the least.
+    """What a run of these plans together will hold. Raises BudgetError below the least.
 
     max_memory: bytes for the whole process; None takes a quarter of what the machine has free, and
                 no value makes it hold more than the plan can use
@@ -76,8 +77,9 @@ def memory_estimate(
     plain = backend is not None and backend.name == "reference"
     tile = _REFERENCE_TILE if plain else None
     lanes = os.cpu_count() or 1 if backend is None else backend.lanes
-    scratch = _scratch(plan, tile, lanes)
-    least = 2 * max((_least_unit(step) for step in plan.steps), default=PADDING)
+    scratch = max(_scratch(plan, tile, lanes) for plan in plans)
+    outputs = _outputs(plans)
+    least = 2 * max((output.least for output in outputs), default=PADDING)
     limit = max_memory
     if limit is None:
         limit = max(runtime + available_bytes() // 4, runtime + scratch + least)
@@ -88,45 +90,68 @@ def memory_estimate(
             f"{_mib(runtime)} for Python and torch, {_mib(scratch)} of scratch and "
             f"{_mib(least)} of buffers for tensors of this plan"
         )
-    open_ = min(_open(plan), (room - least) // 8)
-    buffers = min(room - open_, max(least, _useful(plan, tile)))
+    open_ = min(max(map(_open, plans)), (room - least) // 8)
+    buffers = min(room - open_, max(least, _useful(outputs, _input_itemsize(plans), tile)))
     return MemoryEstimate(runtime, scratch, buffers, runtime + scratch + least, tile, open_)
 
 
-def unit_bytes(step: Step, elements: int, input_itemsize: float) -> int:
-    """Buffers of `elements` elements of a step: its inputs and its output."""
-    buffers = len(step.inputs) + 1
-    per_element = len(step.inputs) * input_itemsize + step.dtype.itemsize
-    return int(elements * per_element) + buffers * PADDING
+@dataclass
+class _Output:
+    """An output tensor of any of the plans: its inputs, each once however many plans read it, and
+    what every plan makes of it."""
+
+    numel: int
+    inputs: set[tuple[str, str]]
+    steps: list[Step]
+
+    @property
+    def whole(self) -> bool:
+        """True where numbers of the whole tensor are needed first."""
+        return any(step.spec is not None and step.spec.whole_tensor for step in self.steps)
+
+    @property
+    def least(self) -> int:
+        """Buffers of its smallest tile, its inputs as wide as they can be."""
+        widest = max(
+            s.dtype.itemsize if s.action == "copy" else s.work.itemsize for s in self.steps
+        )
+        return self.unit(min(self.numel, TILE_ALIGN), widest)
+
+    def unit(self, elements: int, input_itemsize: float) -> int:
+        """Buffers of some elements: the inputs and the outputs."""
+        written = sum(step.dtype.itemsize for step in self.steps)
+        buffers = len(self.inputs) + len(self.steps)
+        per_element = len(self.inputs) * input_itemsize + written
+        return int(elements * per_element) + buffers * PADDING
 
 
-def _least_unit(step: Step) -> int:
-    """The smallest tile of a step, its inputs as wide as they can be."""
-    widest = step.dtype.itemsize if step.action == "copy" else step.work.itemsize
-    return unit_bytes(step, min(step.numel, TILE_ALIGN), widest)
+def _outputs(plans: Sequence[Plan]) -> list[_Output]:
+    found: dict[tuple[str, int], _Output] = {}
+    for plan in plans:
+        for step in plan.steps:
+            output = found.setdefault((step.name, step.numel), _Output(step.numel, set(), []))
+            output.inputs.update((plan.models[given.model], given.name) for given in step.inputs)
+            output.steps.append(step)
+    return list(found.values())
 
 
-def _useful(plan: Plan, tile: int | None) -> int:
-    """What the plan can make use of: enough units in flight, or everything at once."""
-    itemsize = _input_itemsize(plan)
+def _useful(outputs: Sequence[_Output], itemsize: float, tile: int | None) -> int:
+    """What the plans can make use of: enough units in flight, or everything at once."""
     most = widest = 0
-    for step in plan.steps:
+    for output in outputs:
         longest = tile or max(TILE_ALIGN, int(TILE_BYTES / itemsize))
-        most = max(most, UNITS * unit_bytes(step, min(step.numel, longest), itemsize))
-        if step.spec is not None and step.spec.whole_tensor and tile is None:
-            most = max(most, RESIDENT * unit_bytes(step, step.numel, itemsize))
-        widest = max(widest, len(step.inputs) + 1)
-    return max(most, min(UNITS * TILE_BYTES * widest, _everything(plan, itemsize)))
+        most = max(most, UNITS * output.unit(min(output.numel, longest), itemsize))
+        if output.whole and tile is None:
+            most = max(most, RESIDENT * output.unit(output.numel, itemsize))
+        widest = max(widest, len(output.inputs) + len(output.steps))
+    everything = sum(output.unit(output.numel, itemsize) for output in outputs)
+    return max(most, min(UNITS * TILE_BYTES * widest, everything))
 
 
-def _everything(plan: Plan, itemsize: float) -> int:
-    return sum(unit_bytes(step, step.numel, itemsize) for step in plan.steps)
-
-
-def _input_itemsize(plan: Plan) -> float:
-    """Bytes of an input element, on average: the plan knows sums, headers know the rest."""
-    elements = sum(step.numel * len(step.inputs) for step in plan.steps)
-    return max(1.0, plan.input_bytes / elements) if elements else 1.0
+def _input_itemsize(plans: Sequence[Plan]) -> float:
+    """Bytes of an input element, on average: plans know sums, headers know the rest."""
+    elements = sum(step.numel * len(step.inputs) for plan in plans for step in plan.steps)
+    return max(1.0, sum(plan.input_bytes for plan in plans) / elements) if elements else 1.0
 
 
 def _scratch(plan: Plan, tile: int | None, lanes: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from mergekern.keys import Wanted
 from mergekern.output import OutputFolder
 from mergekern.plan import Plan
 from mergekern.speculation import Bet
-from mergekern.table import Table
+from mergekern.table import Target
 from mergekern.tiles import TILE_ALIGN
 from mergekern.trimming import Windows
-from mergekern.units import Pieces
+from mergekern.units import Ranges, all_of
 
 DOUBTS = ".mergekern.doubts"
 
@@ -33,6 +33,7 @@ class Destination:
         """Take the folder. Raises OutputError when it cannot be had."""
         self.plan = plan
         self._made = not output.exists()
+        self._taken = False
         try:
             output.mkdir(parents=True, exist_ok=True)
             self._journal = Journal(output)
@@ -55,12 +56,8 @@ class Destination:
             _check_same(self._folder.folder, same_plan, journal.records.inputs == inputs)
         else:
             journal.begin(self.plan.digest, inputs)
-        try:
-            self._folder.prepare()
-        except OutputError:
-            if not journal.records.ranges:
-                self._abandon()
-            raise
+        self._taken = True
+        self._folder.prepare()
         self._covered = self._folder.verify(journal.records.ranges, buffer, pool)
         return self._covered.nbytes
 
@@ -73,7 +70,7 @@ class Destination:
         self._journal.add_windows(windows)
         self._journal.records.windows = windows
 
-    def missing(self, table: Table, whole: np.ndarray) -> Pieces:
+    def missing(self, target: Target, whole: np.ndarray) -> Ranges:
         """The elements still to be merged, from and to where tiles can begin.
 
         whole: True for tensors that are merged whole if at all.
@@ -81,26 +78,13 @@ class Destination:
         if self._settled:
             self._covered = Coverage([*self._covered.ranges(), *self._settled])
             self._settled = []
-        return self.beyond(self._covered, table, np.flatnonzero(table.numel), whole)
+        return _beyond(self._covered, target, whole)
 
-    def beyond(
-        self, covered: Coverage, table: Table, rows: np.ndarray, whole: np.ndarray
-    ) -> Pieces:
-        """What of some rows' outputs is not covered; see missing()."""
-        if not covered.nbytes:
-            return Pieces(rows, np.zeros_like(rows), table.numel[rows])
-        ranges = []
-        for row in rows.tolist():
-            begin, size = int(table.offset[row]), int(table.itemsize[row])
-            numel = int(table.numel[row])
-            file = self.plan.shards[int(table.shard[row])].file
-            missing = covered.missing(file, begin, begin + numel * size)
-            if missing and whole[row]:
-                ranges.append((row, 0, numel))
-            else:
-                ranges += [(row, *found) for found in _widened(missing, size, numel)]
-        columns = np.array(ranges, np.int64).reshape(-1, 3).T
-        return Pieces(*columns)
+    def untried(self, target: Target, tried: Sequence[Range]) -> Ranges:
+        """The same, but for what a trial pass did."""
+        ranges = ((found.file, found.offset, found.length) for found in tried)
+        covered = Coverage([*self._covered.ranges(), *ranges])
+        return _beyond(covered, target, np.zeros(len(target.numel), bool))
 
     def expect(self, left: Mapping[int, int]) -> None:
         """Say how many bytes of each shard are to come; those without any are finished."""
@@ -176,17 +160,38 @@ class Destination:
             raise self._folder.failure(error, str(error.filename or "a side file")) from error
         self._journal.remove()
 
+    def abandon(self) -> None:
+        """Leave nothing behind where nothing was merged yet."""
+        records = self._journal.records
+        if not self._taken or records.ranges or records.tried or records.windows:
+            return
+        self._folder.discard()
+        self._journal.remove()
+        if self._made:
+            self._folder.folder.rmdir()
+
     def close(self) -> None:
         """Let go of the files; what is recorded stays."""
         self._folder.close()
         self._journal.close()
 
-    def _abandon(self) -> None:
-        """Leave nothing behind where nothing was merged yet."""
-        self._folder.discard()
-        self._journal.remove()
-        if self._made:
-            self._folder.folder.rmdir()
+
+def _beyond(covered: Coverage, target: Target, whole: np.ndarray) -> Ranges:
+    """What of a target's outputs is not covered; see Destination.missing()."""
+    if not covered.nbytes:
+        return all_of(target.numel)
+    ranges = []
+    for row in np.flatnonzero(target.numel).tolist():
+        begin, size = int(target.offset[row]), int(target.itemsize[row])
+        numel = int(target.numel[row])
+        file = target.plan.shards[int(target.shard[row])].file
+        missing = covered.missing(file, begin, begin + numel * size)
+        if missing and whole[row]:
+            ranges.append((row, 0, numel))
+        else:
+            ranges += [(row, *found) for found in _widened(missing, size, numel)]
+    columns = np.array(ranges, np.int64).reshape(-1, 3).T
+    return Ranges(*columns)
 
 
 def _widened(missing: list[tuple[int, int]], itemsize: int, numel: int) -> list[tuple[int, int]]:

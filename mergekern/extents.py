@@ -14,8 +14,8 @@ import numpy as np
 
 from mergekern.budget import PADDING
 from mergekern.checkpoint.direct import BLOCK
-from mergekern.table import READ, Table
-from mergekern.units import Pieces
+from mergekern.table import NONE, READ, Table, Target
+from mergekern.units import Pieces, needed
 
 GAP = PADDING  # bytes between two tensors that are read with them rather than seeked over
 
@@ -56,20 +56,33 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Unit:
-    """What is read, computed and written as one, in one stretch of memory.
+class Share:
+    """What a unit holds for one target.
 
-    inputs:  where each input of each piece begins in the stretch; a column per slot, as in Table
-    outs:    where each piece's output begins
-    decoded: piece and slot of what has to come through Checkpoint.read()
+    inputs: where each input of each piece begins in the stretch, in the target's own columns
+    outs:   where each piece's output begins
     """
 
     pieces: Pieces
     inputs: np.ndarray
     outs: np.ndarray
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is read, computed and written as one, in one stretch of memory.
+
+    inputs:  where each input of each piece begins in the stretch; a column per slot, as in Table
+    decoded: piece and slot of what has to come through Checkpoint.read()
+    shares:  by the number of the target, for all that want any of it
+    """
+
+    pieces: Pieces
+    inputs: np.ndarray
     extents: tuple[Extent, ...]
     decoded: tuple[tuple[int, int], ...]
-    spans: tuple[Span, ...]
+    shares: dict[int, Share]
     nbytes: int
     bytes_read: int
 
@@ -77,7 +90,8 @@ class Unit:
 def lay_out(table: Table, pieces: Pieces, *, output: bool) -> Unit:
     """Give every input and output of a unit its place; `output`: with room for what is written."""
     row = pieces.row
-    file, width = table.file[row], table.width[row]
+    file = np.where(needed(table, pieces), table.file[row], NONE)
+    width = table.width[row]
     nbytes = pieces.numel[:, None] * width
     begin = table.begin[row] + pieces.start[:, None] * width
     inputs = np.zeros(file.shape, np.int64)
@@ -89,18 +103,25 @@ def lay_out(table: Table, pieces: Pieces, *, output: bool) -> Unit:
     room = _up(nbytes[apart], 64)
     inputs[apart] = used + np.cumsum(room) - room
     used = -(-(used + int(room.sum())) // BLOCK) * BLOCK
-    outs = np.zeros(len(pieces), np.int64)
-    spans: tuple[Span, ...] = ()
-    if output:
-        placed = np.where(_shared(table, pieces, begin), inputs[:, 1], -1)
-        outs, spans, used = _outputs(table, pieces, placed, used)
+    shares = {}
+    for number in np.flatnonzero(pieces.wants.any(axis=0)).tolist():
+        target = table.targets[number]
+        chosen = np.flatnonzero(pieces.wants[:, number])
+        slots = target.slots[row[chosen]]
+        mine = np.take_along_axis(inputs[chosen], slots, axis=1)
+        outs = np.zeros(len(chosen), np.int64)
+        spans: tuple[Span, ...] = ()
+        if output:
+            first = np.take_along_axis(begin[chosen], slots, axis=1)
+            placed = np.where(_shared(target, pieces[chosen], first[:, 1]), mine[:, 1], -1)
+            outs, spans, used = _outputs(target, pieces[chosen], placed, used)
+        shares[number] = Share(pieces[chosen], mine, outs, spans)
     return Unit(
         pieces=pieces,
         inputs=inputs,
-        outs=outs,
         extents=extents,
         decoded=tuple(zip(*(found.tolist() for found in np.nonzero(apart)), strict=True)),
-        spans=spans,
+        shares=shares,
         nbytes=used,
         bytes_read=int(nbytes[file >= READ].sum()),
     )
@@ -130,25 +151,25 @@ def _extents(
     return tuple(map(Extent, *columns)), where, int(size.sum())
 
 
-def _shared(table: Table, pieces: Pieces, begin: np.ndarray) -> np.ndarray:
+def _shared(target: Target, pieces: Pieces, begin: np.ndarray) -> np.ndarray:
     """True for copies that lie alike in input and output: they are written from where they are."""
     row = pieces.row
-    offset = table.offset[row] + pieces.start * table.itemsize[row]
-    alike = (begin[:, 1] - offset) % BLOCK == 0
-    aligned = begin[:, 1] % np.maximum(1, table.width[row, 1]) == 0
-    found: np.ndarray = table.copied[row] & (table.file[row, 1] >= 0) & alike & aligned
+    offset = target.offset[row] + pieces.start * target.itemsize[row]
+    alike = (begin - offset) % BLOCK == 0
+    aligned = begin % target.itemsize[row] == 0  # a copy's bytes are as wide as its input's
+    found: np.ndarray = target.copied[row] & (target.file[row, 1] >= 0) & alike & aligned
     return found
 
 
 def _outputs(
-    table: Table, pieces: Pieces, placed: np.ndarray, used: int
+    target: Target, pieces: Pieces, placed: np.ndarray, used: int
 ) -> tuple[np.ndarray, tuple[Span, ...], int]:
     """Where outputs lie: in memory behind `used` (`placed`, unless that is -1), and in shards."""
     row = pieces.row
-    at = table.offset[row] + pieces.start * table.itemsize[row]
-    order = np.lexsort((at, table.shard[row]))
+    at = target.offset[row] + pieces.start * target.itemsize[row]
+    order = np.lexsort((at, target.shard[row]))
     row, offset = row[order], at[order]
-    shard, size = table.shard[row], pieces.numel[order] * table.itemsize[row]
+    shard, size = target.shard[row], pieces.numel[order] * target.itemsize[row]
     place, known = placed[order], placed[order] >= 0
     new = np.ones(len(row), bool)
     new[1:] = (shard[1:] != shard[:-1]) | (offset[1:] != (offset + size)[:-1])

@@ -21,7 +21,6 @@ from mergekern.fused import FusedOp, Tile
 from mergekern.onepass import Merging, OnePass
 from mergekern.plan import Plan, Step
 from mergekern.sources import Resident
-from mergekern.spec import Spec
 from mergekern.statistics import fused_op, sum_scales
 from mergekern.tiles import TILE_ALIGN, cut
 from mergekern.trimming import Windows, exact_windows
@@ -106,17 +105,10 @@ def _what_is_shared(job: Job, steps: Sequence[Step]) -> Hashable:
             step.expert_index,
             tuple((id(job.checkpoints[read.model]), read.name) for read in step.inputs),
             step.base is None,
-            None if step.spec is None else _trimming(step.spec),
+            None if step.spec is None else (step.spec.trimming, step.spec.one_pass),
         )
         for step in steps
     )
-
-
-def _trimming(spec: Spec) -> Hashable:
-    """All that thresholds depend on besides the tensors, and how they are used."""
-    if not spec.trims:
-        return None
-    return spec.density, spec.gamma, spec.scope, spec.ties, spec.one_pass
 
 
 class _Batch:

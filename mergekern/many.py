@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,16 @@ class Plans:
 
     names:       of a grid's points, or the places in the list of recipes
     input_bytes: what one pass over all inputs reads, however many merges share them
+    memory:      the engine's estimate for all of them, where one was made; str() of it is shown
     """
 
     names: tuple[str, ...]
     plans: tuple[Plan, ...]
     input_bytes: int
+    memory: Any = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        return many_text(self.names, self.plans, self.input_bytes)
+        return many_text(self.names, self.plans, self.input_bytes, self.memory)
 
     @property
     def output_bytes(self) -> int:

@@ -37,13 +37,14 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(_align(rows))
 
 
-def many_text(names: Sequence[str], plans: Sequence[Plan], input_bytes: int) -> str:
+def many_text(names: Sequence[str], plans: Sequence[Plan], input_bytes: int, memory: Any) -> str:
     """Plans that share their inputs: what they come to together, their names, the first in full."""
     output_bytes = sum(plan.output_bytes for plan in plans)
     rows = [
         ("merges", str(len(plans))),
         ("inputs", f"{format_size(input_bytes)} that they share"),
         ("writes", f"{format_size(output_bytes)} in all"),
+        *([] if memory is None else [("memory", str(memory))]),
         *(("merge", name) for name in names),
     ]
     return "\n".join([*_align(rows), f"\nplan of {names[0]}:", plan_text(plans[0])])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,23 +22,24 @@ LEAST_RUNS = 64
 GOLDEN = 0.6180339887498949  # steps of it are spread evenly, and in step with no row of a matrix
 
 
-def guess(
+@dataclass(frozen=True)
+class Sample:
+    """Some elements of the tensors that are ranked together, of every expert that was asked for."""
+
+    numels: Mapping[int, int]  # of all elements, by expert
+    runs: Mapping[int, _Run]
+
+
+def draw(
     backend: Backend,
     tensors: Tensors,
     work: torch.dtype,
-    ranks: Mapping[Wanted, int],
-    *,
-    by_index: bool,
+    experts: Iterable[int],
     everything: bool = False,
-) -> dict[Wanted, tuple[Key, Key]]:
-    """For every wanted rank, two keys that very likely have its key between them.
-
-    Where both would have one magnitude, they are one key, which is about the right one. Without
-    `by_index`, magnitudes alone count. From everything, the keys are right, not guessed.
-    """
+) -> Sample:
+    """Magnitudes of runs spread over all tensors, or of everything."""
     starts = starts_of(tensors.steps)
     parts = sample_parts(tensors.steps, starts, 0 if everything else tensors.stretch)
-    experts = {expert for expert, _ in ranks}
     narrow = np.int64 if work == torch.float64 else np.int32
     samples: dict[int, list[_Run]] = {expert: [] for expert in experts}
     begins = {id(step): start for step, start in zip(tensors.steps, starts, strict=False)}
@@ -47,14 +48,26 @@ def guess(
         places = np.concatenate([np.arange(part.start, part.stop) for part in group])
         places += begins[id(step)]
         for place, expert in enumerate(step.expert_index):
-            if expert in experts:
+            if expert in samples:
                 bits = backend.magnitudes(tile, place, work).numpy().astype(narrow)
                 lengths = [part.numel for part in group]
                 samples[expert].append(_Run(bits, places, lengths))
-    numels, bound = numels_of(tensors.steps), bound_of(work)
-    joined = {expert: _join(runs) for expert, runs in samples.items()}
+    return Sample(
+        numels_of(tensors.steps), {expert: _join(runs) for expert, runs in samples.items()}
+    )
+
+
+def guess(
+    sample: Sample, work: torch.dtype, ranks: Mapping[Wanted, int], *, by_index: bool
+) -> dict[Wanted, tuple[Key, Key]]:
+    """For every wanted rank, two keys that very likely have its key between them.
+
+    Where both would have one magnitude, they are one key, which is about the right one. Without
+    `by_index`, magnitudes alone count. From everything, the keys are right, not guessed.
+    """
+    bound = bound_of(work)
     return {
-        wanted: _bracket(joined[wanted[0]], rank, numels[wanted[0]], bound, by_index)
+        wanted: _bracket(sample.runs[wanted[0]], rank, sample.numels[wanted[0]], bound, by_index)
         for wanted, rank in ranks.items()
     }
 

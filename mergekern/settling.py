@@ -10,17 +10,15 @@ import torch
 from xxhash import xxh3_64_hexdigest
 
 from mergekern.backends import Backend
-from mergekern.checkpoint.base import Checkpoint
 from mergekern.coverage import Coverage
 from mergekern.destination import Destination
 from mergekern.doubts import Doubt
 from mergekern.findings import check_findings
 from mergekern.fused import FusedOp
 from mergekern.journal import Range
-from mergekern.plan import Plan
 from mergekern.spill import SpilledDoubts
 from mergekern.statistics import fused_op
-from mergekern.table import Table
+from mergekern.table import Target
 from mergekern.trimming import Windows
 
 Elements = tuple[int, int, int]  # row, start, stop
@@ -32,22 +30,17 @@ class Settling:
 
     def __init__(
         self,
-        plan: Plan,
-        checkpoints: Sequence[Checkpoint],
+        target: Target,
         backend: Backend,
-        table: Table,
         destination: Destination,
-        rows: np.ndarray,
         windows: Windows,
         doubts: SpilledDoubts,
     ) -> None:
-        """rows: of the tensors that were tried, in the order that the doubts count them in."""
-        self._plan = plan
-        self._checkpoints = checkpoints
+        """doubts: those of the target's tensors that are ranked together, counted in their order"""
+        self._target = target
         self._backend = backend
-        self._table = table
         self._destination = destination
-        self._rows = rows
+        self._rows = target.whole_model
         self._windows = windows
         self._doubts = doubts
         self._op: tuple[str, FusedOp] | None = None
@@ -87,17 +80,17 @@ class Settling:
 
     def _place(self, row: int, start: int, stop: int) -> tuple[str, int, int]:
         """File, first byte and length of an output's elements."""
-        itemsize = int(self._table.itemsize[row])
-        file = self._plan.shards[int(self._table.shard[row])].file
-        begin = int(self._table.offset[row]) + start * itemsize
+        itemsize = int(self._target.itemsize[row])
+        file = self._target.plan.shards[int(self._target.shard[row])].file
+        begin = int(self._target.offset[row]) + start * itemsize
         return file, begin, (stop - start) * itemsize
 
     def _mend(self, found: Range, data: memoryview, number: int) -> None:
         """Put a doubt's elements where they belong in the bytes of a range."""
         doubt = self._doubts[number]
         row = int(self._rows[self._doubts.entries[number].step])
-        itemsize = int(self._table.itemsize[row])
-        merged = self._merged(doubt, self._table.steps[row].dtype)
+        itemsize = int(self._target.itemsize[row])
+        merged = self._merged(doubt, self._target.steps[row].dtype)
         _, begin, _ = self._place(row, 0, 0)
         places = begin - found.offset + doubt.index.numpy() * itemsize
         inside = (places >= 0) & (places < found.length)
@@ -112,5 +105,5 @@ class Settling:
             self._op = (step.name, fused_op(step, self._windows[step.name]))
         merged = torch.empty(doubt.tile.numel, dtype=dtype)
         found = doubt.merge(self._backend, self._op[1], merged)
-        check_findings(self._plan, self._checkpoints, step, found)
+        check_findings(self._target.plan, self._target.checkpoints, step, found)
         return merged

@@ -13,8 +13,9 @@ from mergekern.extents import lay_out
 from mergekern.fused import Tile
 from mergekern.plan import Step
 from mergekern.stream import Pipeline
+from mergekern.table import Target
 from mergekern.tiles import Part, cut
-from mergekern.units import Cutter, Pieces
+from mergekern.units import Cutter, Pieces, Ranges, pieces_for
 
 
 class Resident:
@@ -69,37 +70,43 @@ class Reel:
         self,
         pipeline: Pipeline,
         cutter: Cutter,
+        target: Target,
         rows: np.ndarray,
         on_read: Callable[[int], None] = lambda nbytes: None,
     ) -> None:
-        """rows: of the pipeline's table. on_read: told of the bytes of each tile."""
-        self.steps = [pipeline.table.steps[row] for row in rows.tolist()]
+        """rows: of the target's steps. on_read: told of the bytes of each tile."""
+        self.steps = [target.steps[row] for row in rows.tolist()]
         self._rows = rows
         self._row_of = {id(step): row for step, row in zip(self.steps, rows.tolist(), strict=True)}
         self._pipeline = pipeline
         self._cutter = cutter
+        self._target = target
         self._on_read = on_read
 
     def tiles(self) -> Iterator[tuple[Step, Tile]]:
-        numel = self._pipeline.table.numel[self._rows]
-        everything = Pieces(self._rows, np.zeros_like(numel), numel)
-        return self._read(self._cutter.tiles(everything))
+        numel = self._target.numel[self._rows]
+        everything = Ranges(self._rows, np.zeros_like(numel), numel)
+        return self._read(self._cutter.tiles(self._pieces(everything)))
 
     def parts(self, parts: Sequence[Part]) -> Iterator[tuple[Sequence[Part], Tile]]:
         columns = [[self._row_of[id(p.step)] for p in parts], [p.start for p in parts]]
-        pieces = Pieces(*(np.array(c, np.int64) for c in (*columns, [p.stop for p in parts])))
-        for part, (_, tile) in zip(parts, self._read(pieces), strict=True):
+        ranges = Ranges(*(np.array(c, np.int64) for c in (*columns, [p.stop for p in parts])))
+        for part, (_, tile) in zip(parts, self._read(self._pieces(ranges)), strict=True):
             yield [part], replace(tile, offset=0)
+
+    def _pieces(self, ranges: Ranges) -> Pieces:
+        return pieces_for(self._target, len(self._pipeline.table.targets), ranges)
 
     def _read(self, pieces: Pieces) -> Iterator[tuple[Step, Tile]]:
         table = self._pipeline.table
         bundles = self._cutter.bundles(pieces, output=False)
         units = (lay_out(table, bundle, output=False) for bundle in bundles)
         for flight in self._pipeline.stream(units):
-            for piece, row in enumerate(flight.unit.pieces.row.tolist()):
-                tile = flight.tile(piece)
+            cargo = flight.cargo(self._target)
+            for piece, row in enumerate(cargo.pieces.row.tolist()):
+                tile = cargo.tile(piece)
                 self._on_read(_nbytes(tile))
-                yield table.steps[row], tile
+                yield self._target.steps[row], tile
 
 
 def _nbytes(tile: Tile) -> int:

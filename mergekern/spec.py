@@ -6,6 +6,7 @@ per expert that takes part in the tensor, in recipe order.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -45,6 +46,11 @@ class Spec:
     @cached_property
     def trims(self) -> bool:
         return any(density < 1 for density in self.density)
+
+    @cached_property
+    def trimming(self) -> Hashable:
+        """All that thresholds depend on besides the tensors; None where nothing is trimmed."""
+        return (self.density, self.gamma, self.scope, self.ties) if self.trims else None
 
     @cached_property
     def whole_model(self) -> bool:

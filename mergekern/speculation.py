@@ -20,7 +20,7 @@ from mergekern.doubts import Doubt, Doubts, DoubtTensors, HeldDoubts
 from mergekern.fused import ExpertScalars, FusedOp, Tile, Window
 from mergekern.keys import LOWER, UPPER, Key, Wanted, starts_of, windows_of
 from mergekern.plan import Step
-from mergekern.sampling import MOST, guess, most_open
+from mergekern.sampling import MOST, draw, guess, most_open
 from mergekern.tiles import Part, Tensors
 from mergekern.walking import parts_between, walk
 
@@ -161,12 +161,13 @@ class Trial:
     def _keys_in_doubt(self, ranks: Mapping[Wanted, int]) -> dict[Wanted, Key]:
         """The keys of ranks among the elements in doubt."""
         tensors, by_index = DoubtTensors(self.doubts), self._by_index
-        arguments = (self._backend, tensors, self._work, ranks)
+        backend, work = self._backend, self._work
         if sum(step.numel for step in tensors.steps) <= MOST:
-            pairs = guess(*arguments, by_index=by_index, everything=True)
+            sample = draw(backend, tensors, work, [expert for expert, _ in ranks], everything=True)
+            pairs = guess(sample, work, ranks, by_index=by_index)
             found = {wanted: key for wanted, (key, _) in pairs.items()}
         else:
-            found = keys_by_counting(*arguments, by_index=by_index)
+            found = keys_by_counting(backend, tensors, work, ranks, by_index=by_index)
         return {wanted: self._placed(tensors, key) for wanted, key in found.items()}
 
     def _near(self, bet: Bet) -> bool:

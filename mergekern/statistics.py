@@ -9,21 +9,8 @@ from mergekern.fused import KEEP_ALL, Combine, ExpertScalars, FusedOp, Window, n
 from mergekern.plan import Step
 from mergekern.spec import Spec
 from mergekern.tiles import Tensors
-from mergekern.trimming import Windows, exact_windows
 
 NO_SCALE_BELOW = 1e-7  # mergekit's guard of the l1 rescale: sums below it leave the delta as it is
-
-
-def resolve(backend: Backend, tensors: Tensors, windows: Windows | None = None) -> FusedOp:
-    """The fused op of one merge step; reads its tensor only if its spec needs statistics of it.
-
-    windows: those of the step, where they are known already
-    """
-    (step,) = tensors.steps
-    if windows is None:
-        windows = exact_windows(backend, tensors)
-    mine = windows[step.name]
-    return fused_op(step, mine, sum_scales(backend, tensors, mine))
 
 
 def fused_op(

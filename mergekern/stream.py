@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from mergekern.arena import Arena
+from mergekern.cargo import Cargo
 from mergekern.extents import Extent, Unit
-from mergekern.fused import Tile
-from mergekern.table import MEMORY, NONE, Table
+from mergekern.table import Table, Target
 
 READERS = 8  # requests in flight that a disk needs to reach its full speed
 WRITERS = 2
 REQUEST = 8 << 20  # bytes of one request
+CHUNK = 16 << 20  # bytes written by one task
 
 _memmove = ctypes.CDLL(None).memmove  # lets other Python threads run meanwhile
 _memmove.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
@@ -35,43 +36,14 @@ class Flight:
         self.held = True
         self._table = table
         self._arena = arena
-        self._views: list[torch.Tensor] = []  # of models in memory, while addresses are in use
 
     @property
     def futures(self) -> list[Future[None]]:
         return self.reads + self.writes
 
-    def tile(self, piece: int) -> Tile:
-        """The inputs of one piece."""
-        pieces = self.unit.pieces
-        row, start = int(pieces.row[piece]), int(pieces.start[piece])
-        step = self._table.steps[row]
-        base = None if step.base is None else self._input(piece, 0)
-        experts = (self._input(piece, 1 + place) for place in range(len(step.experts)))
-        return Tile(step.name, start, base, tuple(experts))
-
-    def out(self, piece: int) -> torch.Tensor:
-        """Where a piece's output belongs, flat, in its dtype."""
-        pieces = self.unit.pieces
-        dtype = self._table.steps[int(pieces.row[piece])].dtype
-        length = int(pieces.stop[piece] - pieces.start[piece]) * dtype.itemsize
-        return self._view(int(self.unit.outs[piece]), length).view(dtype)
-
-    def inputs(self, chosen: np.ndarray) -> np.ndarray:
-        """Addresses of the inputs of some pieces, a column per slot; 0 where there is none."""
-        file = self._table.file[self.unit.pieces.row[chosen]]
-        found = self.unit.inputs[chosen] + (self._arena.address + self.begin)
-        found[file == NONE] = 0
-        for at, slot in np.argwhere(file == MEMORY).tolist():
-            view = self._input(int(chosen[at]), slot)
-            self._views.append(view)
-            found[at, slot] = view.data_ptr()
-        return found
-
-    def outs(self, chosen: np.ndarray) -> np.ndarray:
-        """Addresses of the outputs of some pieces."""
-        found: np.ndarray = self.unit.outs[chosen] + (self._arena.address + self.begin)
-        return found
+    def cargo(self, target: Target) -> Cargo:
+        """What is in it for one target."""
+        return Cargo(self.begin, self._arena, target, self.unit.shares[target.number])
 
     def bytes(self, begin: int, length: int) -> memoryview:
         first = self.begin + begin
@@ -97,20 +69,11 @@ class Flight:
             checkpoint, info = self._table.source(int(pieces.row[piece]), slot)
             start, stop = int(pieces.start[piece]), int(pieces.stop[piece])
             length = (stop - start) * info.dtype.itemsize
-            buffer = self._view(int(self.unit.inputs[piece, slot]), length)
+            first = self.begin + int(self.unit.inputs[piece, slot])
+            buffer = self._arena.tensor[first : first + length]
             found = checkpoint.read(info.name, start, stop, buffer)
             if found.data_ptr() != buffer.data_ptr():  # one that computes what it reads
                 buffer.copy_(found.contiguous().view(torch.uint8))
-
-    def _input(self, piece: int, slot: int) -> torch.Tensor:
-        """One input of one piece, flat, in its own dtype."""
-        pieces = self.unit.pieces
-        row, start, stop = (int(c[piece]) for c in (pieces.row, pieces.start, pieces.stop))
-        checkpoint, info = self._table.source(row, slot)
-        if self._table.file[row, slot] == MEMORY:
-            return checkpoint.read(info.name, start, stop, None)
-        length = (stop - start) * info.dtype.itemsize
-        return self._view(int(self.unit.inputs[piece, slot]), length).view(info.dtype)
 
     def _tensor_at(self, file: int, byte: int) -> str:
         """What a message calls the bytes of a file that this unit reads."""
@@ -122,10 +85,6 @@ class Flight:
             return f"byte {byte}"
         at, slot = min(found.tolist(), key=lambda place: int(begin[place[0], place[1]]))
         return f"tensor {table.source(int(row[at]), slot)[1].name!r}"
-
-    def _view(self, begin: int, length: int) -> torch.Tensor:
-        first = self.begin + begin
-        return self._arena.tensor[first : first + length]
 
 
 class Pipeline:

@@ -1,8 +1,8 @@
 """A streaming pass that merges by guessed thresholds, and what sets it right afterwards.
 
-    for unit in stream(units(tensors)):
-        for piece in unit: speculate(op by the guess, its tile) -> its place in the output
-        write(unit)
+    for flight in stream(units):
+        for piece: speculate(op by the guess, its tile) -> its place in the output
+        write(flight)
     exact thresholds from the counts and the elements in doubt
     for written range: elements in doubt -> their places
 
@@ -12,7 +12,6 @@ guess was too far off for is left unrecorded, so that whoever merges what is mis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Lock
 
@@ -20,139 +19,129 @@ import numpy as np
 import torch
 
 from mergekern.backends import Backend, Margin
-from mergekern.checkpoint.base import Checkpoint
-from mergekern.coverage import Coverage
+from mergekern.cargo import Cargo
 from mergekern.destination import Destination
-from mergekern.extents import Span, lay_out
+from mergekern.extents import Span
 from mergekern.findings import check_findings
 from mergekern.fused import Findings, FusedOp
 from mergekern.journal import Range, Tried
-from mergekern.plan import Plan, Step
-from mergekern.settling import Settling
-from mergekern.sources import Reel
+from mergekern.plan import Step
+from mergekern.settling import Elements, Settling
+from mergekern.shared import Shared
 from mergekern.speculation import Reach, Trial
 from mergekern.spill import Entry, SpilledDoubts
 from mergekern.statistics import fused_op
-from mergekern.stream import Flight, Pipeline
-from mergekern.trimming import Outcome, Windows, go_on_with_trial, outcome, start_trial
-from mergekern.units import Cutter
-
-CHUNK = 16 << 20  # bytes written by one task
+from mergekern.stream import CHUNK, Flight, Pipeline
+from mergekern.table import Target
+from mergekern.tiles import Tensors
+from mergekern.trimming import Outcome, go_on_with_trial, outcome, start_trial
+from mergekern.units import Ranges
 
 
 class TrialPass:
-    """The tensors of some rows of the table, which are ranked together.
+    """One target's merge while it goes by guessed thresholds: its tensors that are ranked together
+    are tried out; what else is merged meanwhile is right, but recorded with them.
 
-    show: told of bytes moved
+    tensors: those that are ranked together
     """
 
     def __init__(
         self,
-        plan: Plan,
-        checkpoints: Sequence[Checkpoint],
+        target: Target,
         backend: Backend,
+        tensors: Tensors,
         pipeline: Pipeline,
-        cutter: Cutter,
         destination: Destination,
-        rows: np.ndarray,
-        show: Callable[[int], None],
     ) -> None:
-        self._plan = plan
-        self._checkpoints = checkpoints
+        assert not target.whole_tensor.any(), "what is tried out can be merged in any parts"
+        self.tries = np.zeros(len(target.numel), bool)  # by row
+        self.tries[target.whole_model] = True
+        self._target = target
         self._backend = backend
+        self._tensors = tensors
         self._pipeline = pipeline
-        self._table = pipeline.table
-        self._cutter = cutter
         self._destination = destination
-        self._rows = rows
-        self._show = show
-        self._ranges: list[Range] = []  # everything tried out
-        self._suspect: list[tuple[int, int, int]] = []  # row, start, stop: look too large
+        self._ranges: list[Range] = []  # everything that was written
+        self._suspect: list[Elements] = []  # look too large
+        self._reach: Reach = {}  # of the flight that is being merged
         self._op: tuple[Step, FusedOp, tuple[Margin, ...]] | None = None
+        self._trial: Trial | None = None
+        self._doubts = SpilledDoubts(destination.doubts_path, tensors.steps, self._dtypes)
 
-    def run(self) -> Windows:
-        """Merge; returns the exact windows, which the destination has kept."""
-        tensors = Reel(self._pipeline, self._cutter, self._rows)
-        doubts = SpilledDoubts(self._destination.doubts_path, tensors.steps, self._dtypes)
-        try:
-            trial = self._begin(tensors, doubts)
-            self._merge(trial, doubts)
-            self._pipeline.drain()
-            result = outcome(self._backend, tensors, trial)
-            # From now on what was tried out is void, but for what is settled.
-            self._destination.keep_windows(result.windows)
-            if not result.lost:
-                self._settle(doubts, result)
-            doubts.remove()
-        finally:
-            doubts.close()
-        return result.windows
+    @property
+    def lost(self) -> bool:
+        """True when all will have to be merged again."""
+        return self._trial is not None and self._trial.lost
 
-    def _begin(self, tensors: Reel, doubts: SpilledDoubts) -> Trial:
-        """The trial, gone on with where one was cut short."""
+    def begin(self, shared: Shared) -> None:
+        """Guess, or go on with a trial that was cut short."""
         bets = self._destination.bets
         if bets is None:
-            doubts.forget()
-            trial = start_trial(self._backend, tensors, doubts)
+            self._doubts.forget()
+            sample = partial(shared.draw, self._target)
+            trial = start_trial(self._backend, self._tensors, self._doubts, sample=sample)
             assert trial is not None, "nothing to trim"
             self._destination.keep_bets(trial.bets)
-            return trial
-        trial = go_on_with_trial(self._backend, tensors.steps, bets, doubts)
-        buffer, readers = self._pipeline.arena.bytes, self._pipeline.readers
-        for tried in self._destination.tried(buffer, readers):
-            if doubts.restore(tried.doubts):
-                trial.count(tried.reach)
-                self._ranges += tried.ranges
-        return trial
+        else:
+            trial = go_on_with_trial(self._backend, self._tensors.steps, bets, self._doubts)
+            buffer, readers = self._pipeline.arena.bytes, self._pipeline.readers
+            for tried in self._destination.tried(buffer, readers):
+                if self._doubts.restore(tried.doubts):
+                    trial.count(tried.reach)
+                    self._ranges += tried.ranges
+        self._trial = trial
 
-    def _settle(self, doubts: SpilledDoubts, result: Outcome) -> None:
-        steps = (self._table.steps[row] for row in self._rows.tolist())
-        row_of = {id(step): row for step, row in zip(steps, self._rows.tolist(), strict=True)}
+    def untried(self) -> Ranges:
+        """What is to be merged."""
+        return self._destination.untried(self._target, self._ranges)
+
+    def merge(self, cargo: Cargo, piece: int) -> None:
+        """Merge a piece of a tensor that is tried out."""
+        assert self._trial is not None
+        row = int(cargo.pieces.row[piece])
+        step = self._target.steps[row]
+        op, margins = self._op_of(self._trial, step)
+        tile, out = cargo.tile(piece), cargo.out(piece)
+        seen = self._backend.speculate(op, tile, margins, out)
+        inputs = Findings(seen.findings.non_finite)
+        check_findings(self._target.plan, self._target.checkpoints, step, inputs)
+        if seen.findings.overflow:
+            self._suspect.append((row, tile.offset, tile.offset + tile.numel))
+        for wanted, counts in self._trial.add(step, tile, seen).items():
+            before = self._reach.get(wanted, (0,) * len(counts))
+            self._reach[wanted] = tuple(map(sum, zip(before, counts, strict=True)))
+
+    def write(self, flight: Flight, cargo: Cargo) -> None:
+        """Write everything that was merged of a flight."""
+        spans = [part for span in cargo.spans for part in span.cut(CHUNK)]
+        reach, self._reach = self._reach, {}
+        note = _Note(self._destination, len(spans), reach, self._doubts.fresh(), self._ranges)
+        for span in spans:
+            data = cargo.bytes(span.begin, span.length)
+            self._pipeline.write(flight, partial(note.write, span, data))
+
+    def conclude(self) -> None:
+        """Set right what was written, or leave it all to be merged again; the destination knows the
+        exact windows then. Everything must be written by now."""
+        assert self._trial is not None
+        result = outcome(self._backend, self._tensors, self._trial)
+        # From now on what was tried out is void, but for what is settled.
+        self._destination.keep_windows(result.windows)
+        if not result.lost:
+            self._settle(result)
+        self._doubts.remove()
+
+    def close(self) -> None:
+        self._doubts.close()
+
+    def _settle(self, result: Outcome) -> None:
+        rows = self._target.whole_model.tolist()
+        row_of = {id(self._target.steps[row]): row for row in rows}
         again = [(row_of[id(part.step)], part.start, part.stop) for part in result.again]
         settling = Settling(
-            self._plan,
-            self._checkpoints,
-            self._backend,
-            self._table,
-            self._destination,
-            self._rows,
-            result.windows,
-            doubts,
+            self._target, self._backend, self._destination, result.windows, self._doubts
         )
         settling.run(self._ranges, again + self._suspect, self._pipeline.arena.bytes)
-
-    def _merge(self, trial: Trial, doubts: SpilledDoubts) -> None:
-        table = self._table
-        done = Coverage((found.file, found.offset, found.length) for found in self._ranges)
-        whole = np.zeros(len(table.steps), bool)
-        todo = self._destination.beyond(done, table, self._rows, whole)
-        everything = int((table.traffic * table.numel)[self._rows].sum())
-        self._show(everything - int((table.traffic[todo.row] * todo.numel).sum()))
-        bundles = self._cutter.bundles(self._cutter.tiles(todo), output=True)
-        units = (lay_out(table, bundle, output=True) for bundle in bundles)
-        for flight in self._pipeline.stream(units):
-            reach = self._merge_unit(flight, trial)
-            self._write(flight, reach, doubts.fresh())
-            row = flight.unit.pieces.row
-            self._show(int((table.traffic[row] * flight.unit.pieces.numel).sum()))
-            if trial.lost:
-                return
-
-    def _merge_unit(self, flight: Flight, trial: Trial) -> Reach:
-        reach: Reach = {}
-        for piece, row in enumerate(flight.unit.pieces.row.tolist()):
-            step = self._table.steps[row]
-            op, margins = self._op_of(trial, step)
-            tile, out = flight.tile(piece), flight.out(piece)
-            seen = self._backend.speculate(op, tile, margins, out)
-            inputs = Findings(seen.findings.non_finite)
-            check_findings(self._plan, self._checkpoints, step, inputs)
-            if seen.findings.overflow:
-                self._suspect.append((row, tile.offset, tile.offset + tile.numel))
-            for wanted, counts in trial.add(step, tile, seen).items():
-                before = reach.get(wanted, (0,) * len(counts))
-                reach[wanted] = tuple(map(sum, zip(before, counts, strict=True)))
-        return reach
 
     def _op_of(self, trial: Trial, step: Step) -> tuple[FusedOp, tuple[Margin, ...]]:
         """The tiles of one tensor follow each other, and share its op."""
@@ -160,15 +149,9 @@ class TrialPass:
             self._op = (step, fused_op(step, trial.windows(step)), trial.margins(step))
         return self._op[1:]
 
-    def _write(self, flight: Flight, reach: Reach, doubts: list[Entry]) -> None:
-        spans = [part for span in flight.unit.spans for part in span.cut(CHUNK)]
-        note = _Note(self._destination, len(spans), reach, doubts, self._ranges)
-        for span in spans:
-            data = flight.bytes(span.begin, span.length)
-            self._pipeline.write(flight, partial(note.write, span, data))
-
     def _dtypes(self, step: Step) -> list[torch.dtype]:
-        return [self._checkpoints[i.model].tensors[i.name].dtype for i in step.inputs]
+        opened = self._target.checkpoints
+        return [opened[i.model].tensors[i.name].dtype for i in step.inputs]
 
 
 class _Note:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+import torch
 
 from mergekern.backends import Backend
 from mergekern.counting import keys_by_counting
@@ -12,7 +15,7 @@ from mergekern.doubts import Doubts
 from mergekern.fused import EVERY_INDEX, Window
 from mergekern.keys import LOWER, UPPER, Key, Wanted, starts_of, windows_of
 from mergekern.plan import Step
-from mergekern.sampling import guess
+from mergekern.sampling import Sample, draw, guess
 from mergekern.spec import Spec
 from mergekern.speculation import Bet, Trial
 from mergekern.tiles import Part, Tensors, numels_of
@@ -35,13 +38,22 @@ def exact_windows(backend: Backend, tensors: Tensors) -> Windows:
 
 
 def start_trial(
-    backend: Backend, tensors: Tensors, doubts: Doubts | None = None, room: int | None = None
+    backend: Backend,
+    tensors: Tensors,
+    doubts: Doubts | None = None,
+    room: int | None = None,
+    sample: Callable[[Tensors, torch.dtype, Iterable[int]], Sample] | None = None,
 ) -> Trial | None:
-    """Guessed windows of trimmed tensors; None where nothing is trimmed. See Trial for the rest."""
+    """Guessed windows of trimmed tensors; None where nothing is trimmed.
+
+    sample: what draws one, if not sampling.draw(). See Trial for the rest.
+    """
     ranks, by_index = _ranks(tensors.steps)
     if not ranks:
         return None
-    found = guess(backend, tensors, tensors.steps[0].work, ranks, by_index=by_index)
+    work = tensors.steps[0].work
+    drawn = (sample or partial(draw, backend))(tensors, work, [expert for expert, _ in ranks])
+    found = guess(drawn, work, ranks, by_index=by_index)
     bets = {wanted: Bet(rank, *found[wanted]) for wanted, rank in ranks.items()}
     return Trial(backend, tensors.steps, bets, by_index, doubts, room)
 

@@ -12,8 +12,8 @@ ABOVE_TO_BELOW = """
 errors version sizes dtypes collector _C fused spec methods recipe
 checkpoint report plan tied fitting planner lock card progress
 backends tiles keys counting doubts sampling walking speculation trimming statistics onepass spill
-huge arena budget table units extents stream coverage sources
-journal blockfile output destination findings settling trialpass batches run
+huge arena budget table units extents cargo stream coverage sources shared
+journal blockfile output destination findings settling trialpass batches member run
 engine inmemory folders jobs many api evaluate demo cli
 """
 ORDER = ABOVE_TO_BELOW.split()

@@ -82,12 +82,12 @@ def test_estimate(models: list[str]) -> None:
     """Bounded by the budget where there is one, and by what the plan can use where not."""
     plan = mergekern.plan("ties", base=models[0], models=models[1:], density=0.2)
     assert plan.memory is not None and "at the peak" in str(plan.memory)
-    free = memory_estimate(plan)
+    free = memory_estimate([plan])
     assert free.least <= free.total
     assert free.buffers <= 4 * 625 * MIB
-    tight = memory_estimate(plan, free.least)
+    tight = memory_estimate([plan], free.least)
     assert tight.total <= free.least + MIB
-    roomy = memory_estimate(plan, 1 << 40)
+    roomy = memory_estimate([plan], 1 << 40)
     assert roomy.buffers < 4 * 625 * MIB
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mergekern.backends import get_backend
 from mergekern.keys import LOWER, Key, starts_of
 from mergekern.plan import Input, Step
-from mergekern.sampling import LEAST, MOST, guess, sample_parts
+from mergekern.sampling import LEAST, MOST, draw, guess, sample_parts
 from mergekern.sources import Resident
 
 BACKEND = get_backend("cpu")
@@ -56,7 +56,8 @@ def test_the_wanted_key_lies_between_the_guesses(kind: str, share: float) -> Non
     order = np.argsort(-bits, kind="stable")
     want = Key(int(bits[order[rank - 1]]), int(order[rank - 1]))
     tensors = Resident([(step("w", t.numel), t)])
-    found = guess(BACKEND, tensors, torch.float32, {(0, LOWER): rank}, by_index=True)
+    sample = draw(BACKEND, tensors, torch.float32, [0])
+    found = guess(sample, torch.float32, {(0, LOWER): rank}, by_index=True)
     high, low = found[0, LOWER]
     if high == low:  # near
         assert high.magnitude == want.magnitude

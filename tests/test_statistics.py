@@ -19,7 +19,7 @@ from mergekern.keys import Key
 from mergekern.plan import Input, Step
 from mergekern.sources import Resident
 from mergekern.spec import Spec
-from mergekern.statistics import resolve
+from mergekern.statistics import fused_op, sum_scales
 from mergekern.tiles import TILE_ALIGN, cut
 from mergekern.trimming import (
     counted_windows,
@@ -31,6 +31,13 @@ from mergekern.trimming import (
 from mergekern.walking import FARTHEST, walk
 
 BACKEND = get_backend("cpu")
+
+
+def resolve(backend, tensors):
+    """The op of one tensor, with all that is to be known of it."""
+    (step,) = tensors.steps
+    windows = exact_windows(backend, tensors)[step.name]
+    return fused_op(step, windows, sum_scales(backend, tensors, windows))
 
 
 class Tiled:

@@ -53,14 +53,14 @@ class Job:
             (merged,) = merge_in_memory([self.plan], [self.checkpoints], backend=self.backend)
             return merged
         remove(self.output)
-        engine.merge_to_folder(
-            self.plan,
-            self.checkpoints,
-            self.output,
+        engine.merge_to_folders(
+            [self.plan],
+            [self.checkpoints],
+            [self.output],
             backend=self.backend,
             max_memory=None,
             progress=Silent(),
-            finish=lambda folder: None,
+            finishes=[lambda folder: None],
         )
         return None
 

@@ -1,0 +1,204 @@
+"""One merge among those that run together: what becomes of the flights that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mergekern.backends import Backend
+from mergekern.batches import batch_of, by_kind, window_column
+from mergekern.cargo import Cargo
+from mergekern.destination import Destination
+from mergekern.findings import check_copied, check_findings
+from mergekern.fused import FusedOp
+from mergekern.plan import Step
+from mergekern.shared import Shared
+from mergekern.sources import Reel, Resident
+from mergekern.statistics import fused_op
+from mergekern.stream import CHUNK, Flight, Pipeline
+from mergekern.table import Target
+from mergekern.trialpass import TrialPass
+from mergekern.trimming import Windows
+from mergekern.units import Cutter, Ranges, all_of
+
+
+class Member:
+    """Open it, ask what is missing, let it take flights, conclude, finish; close it in any case."""
+
+    def __init__(
+        self, target: Target, backend: Backend, pipeline: Pipeline, cutter: Cutter, shared: Shared
+    ) -> None:
+        self.target = target
+        self._plan = target.plan
+        self._backend = backend
+        self._pipeline = pipeline
+        self._cutter = cutter
+        self._shared = shared
+        self.missing = all_of(target.numel)  # what was not there when it began
+        self._destination: Destination | None = None
+        self._trial: TrialPass | None = None
+        self._ops: dict[int, FusedOp] = {}  # by kind
+        self._op: tuple[int, FusedOp] | None = None  # by row, of the tensor merged on its own
+
+    def open(self, output: Path, inputs: list[Any] | None) -> int:
+        """Take the folder, with what a run before this one left in it. Returns its bytes."""
+        self._destination = Destination(self._plan, output)
+        buffer = self._pipeline.arena.bytes
+        return self._destination.open(inputs, buffer, self._pipeline.readers)
+
+    @property
+    def destination(self) -> Destination:
+        assert self._destination is not None, "not open"
+        return self._destination
+
+    @property
+    def lost(self) -> bool:
+        """True when it has no use for more flights, until it has concluded."""
+        return self._trial is not None and self._trial.lost
+
+    def expect(self) -> int:
+        """Find out what is missing, and tell the folder. Returns its bytes."""
+        self.missing = self._missing()
+        left = np.zeros(len(self._plan.shards), np.int64)
+        row = self.missing.row
+        nbytes = self.missing.numel * self.target.itemsize[row]
+        np.add.at(left, self.target.shard[row], nbytes)
+        self.destination.expect(dict(enumerate(left.tolist())))
+        return int(left.sum())
+
+    @property
+    def waits(self) -> bool:
+        """True when a number of the whole model has to be found first, or guessed."""
+        unknown = self.destination.windows is None and len(self.target.whole_model) > 0
+        return unknown and len(self.missing.row) > 0
+
+    def look_ahead(self, show: Callable[[int], None]) -> None:
+        """Find what is to be known of the whole model, or guess it. show: told of bytes read."""
+        rows = self.target.whole_model
+        reel = Reel(self._pipeline, self._cutter, self.target, rows, show)
+        if self._plan.passes == 1:
+            self._trial = TrialPass(
+                self.target, self._backend, reel, self._pipeline, self.destination
+            )
+            self._trial.begin(self._shared)
+        else:
+            self.destination.keep_windows(self._shared.windows(self.target, rows, reel))
+
+    @property
+    def ahead(self) -> int:
+        """Bytes that looking ahead will read, but for samples."""
+        every = all_of(self.target.numel)
+        ranked = every.of(np.isin(every.row, self.target.whole_model))
+        return (self._plan.passes - 1) * self.reads(ranked) if self.waits else 0
+
+    def reads(self, ranges: Ranges) -> int:
+        """Bytes of the inputs of some ranges."""
+        return int((ranges.numel * self.target.element[ranges.row]).sum())
+
+    def todo(self) -> Ranges:
+        """What to merge: all that is missing, but for what is tried out already."""
+        return self.missing if self._trial is None else self._trial.untried()
+
+    def prepare(self, row: int) -> None:
+        """Find what is to be known of a tensor that is larger than the buffers."""
+        reel = Reel(self._pipeline, self._cutter, self.target, np.array([row]))
+        step = self.target.steps[row]
+        self._op = (row, self._shared.op(self.target, row, reel, self._known(step)))
+
+    def take(self, flight: Flight) -> None:
+        """Merge its pieces of a flight, and write them."""
+        if self.lost:
+            return
+        target, cargo = self.target, flight.cargo(self.target)
+        row = cargo.pieces.row
+        tried = np.zeros(len(row), bool) if self._trial is None else self._trial.tries[row]
+        apart = (target.whole_tensor | target.copied)[row]
+        for group in by_kind(target, row, np.flatnonzero(~apart & ~tried)):
+            self._merge_batch(cargo, group)
+        for piece in np.flatnonzero(apart).tolist():
+            self._merge_piece(cargo, piece)
+        if self._trial is None:
+            self._write(flight, cargo)
+            return
+        for piece in np.flatnonzero(tried).tolist():
+            self._trial.merge(cargo, piece)
+        self._trial.write(flight, cargo)
+
+    def conclude(self) -> Ranges:
+        """Set right what went by a guess. Returns what is to be merged after all."""
+        if self._trial is None:
+            return self.missing.of(np.zeros(0, np.int64))
+        self._trial.conclude()
+        self._trial = None
+        return self._missing()
+
+    def finish(self, finish: Callable[[Path], None]) -> None:
+        """Index and side files; the journal goes last."""
+        self.destination.finish(finish)
+
+    def abandon(self) -> None:
+        """Leave nothing behind where nothing was merged yet."""
+        if self._destination is not None:
+            self._destination.abandon()
+
+    def close(self) -> None:
+        """Let go of the files; what is recorded stays."""
+        if self._trial is not None:
+            self._trial.close()
+        if self._destination is not None:
+            self._destination.close()
+
+    def _missing(self) -> Ranges:
+        return self.destination.missing(self.target, self.target.whole_tensor & self._cutter.fits)
+
+    def _merge_batch(self, cargo: Cargo, chosen: np.ndarray) -> None:
+        """Pieces of one kind, which need no statistics but those of the whole model."""
+        rows = cargo.pieces.row[chosen]
+        step = self.target.steps[int(rows[0])]
+        op = self._shared_op(int(self.target.kind[rows[0]]), step)
+        trimmed = self._cuts if step.spec is not None and step.spec.whole_model else None
+        batch = batch_of(self.target, cargo, op, chosen, trimmed)
+        found = self._backend.fuse_batch(op, batch)
+        for tile in sorted(found):
+            step = self.target.steps[int(rows[tile])]
+            check_findings(self._plan, self.target.checkpoints, step, found[tile])
+
+    def _shared_op(self, kind: int, step: Step) -> FusedOp:
+        """The op of a kind of steps, but for what a batch has in columns."""
+        if kind not in self._ops:
+            self._ops[kind] = fused_op(step)
+        return self._ops[kind]
+
+    @cached_property
+    def _cuts(self) -> np.ndarray:
+        assert self.destination.windows is not None
+        return window_column(self.target, self.destination.windows)
+
+    def _merge_piece(self, cargo: Cargo, piece: int) -> None:
+        row = int(cargo.pieces.row[piece])
+        step, checkpoints = self.target.steps[row], self.target.checkpoints
+        tile, out = cargo.tile(piece), cargo.out(piece)
+        if step.action == "copy":
+            check_copied(self._plan, checkpoints, step, tile)
+            if out.data_ptr() != tile.experts[0].data_ptr():
+                out.copy_(tile.experts[0])
+            return
+        if self._op is None or self._op[0] != row:  # a tensor's tiles follow each other
+            tensors = Resident([(step, tile)])
+            self._op = (row, self._shared.op(self.target, row, tensors, self._known(step)))
+        found = self._backend.fuse(self._op[1], tile, out)
+        check_findings(self._plan, checkpoints, step, found)
+
+    def _known(self, step: Step) -> Windows | None:
+        whole_model = step.spec is not None and step.spec.whole_model
+        return self.destination.windows if whole_model else None
+
+    def _write(self, flight: Flight, cargo: Cargo) -> None:
+        for span in cargo.spans:
+            for part in span.cut(CHUNK):
+                data = cargo.bytes(part.begin, part.length)
+                self._pipeline.write(flight, partial(self.destination.store, part, data))
