@@ -131,7 +131,7 @@ def merge_many(
     progress: Progress | None = None,
     **parameters: Any,
 ) -> list[MergeReport] | list[dict[str, torch.Tensor]]:
-    """What merge() of every recipe gives, in order, while models that they share are opened once.
+    """What merge() of every recipe gives, in order, from one read of what they share.
 
     recipes: a list of what merge() takes as a recipe, or one recipe with a grid
     outputs: a folder for each, or for a grid one folder, which gets a subfolder for every point,

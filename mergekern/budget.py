@@ -95,43 +95,51 @@ def memory_estimate(
     return MemoryEstimate(runtime, scratch, buffers, runtime + scratch + least, tile, open_)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Output:
     """An output tensor of any of the plans: its inputs, each once however many plans read it, and
-    what every plan makes of it."""
+    what all plans make of it together.
+
+    outputs, written: how many, and bytes of an element of all of them
+    widest:           bytes of an element of an input, as wide as it can be
+    whole:            numbers of the whole tensor are needed first
+    """
 
     numel: int
     inputs: set[tuple[str, str]]
-    steps: list[Step]
+    outputs: int = 0
+    written: int = 0
+    widest: int = 1
+    whole: bool = False
 
-    @property
-    def whole(self) -> bool:
-        """True where numbers of the whole tensor are needed first."""
-        return any(step.spec is not None and step.spec.whole_tensor for step in self.steps)
+    def add(self, step: Step) -> None:
+        width = step.dtype.itemsize
+        self.outputs += 1
+        self.written += width
+        self.widest = max(self.widest, width if step.action == "copy" else step.work.itemsize)
+        self.whole = self.whole or (step.spec is not None and step.spec.whole_tensor)
 
     @property
     def least(self) -> int:
-        """Buffers of its smallest tile, its inputs as wide as they can be."""
-        widest = max(
-            s.dtype.itemsize if s.action == "copy" else s.work.itemsize for s in self.steps
-        )
-        return self.unit(min(self.numel, TILE_ALIGN), widest)
+        """Buffers of its smallest tile."""
+        return self.unit(min(self.numel, TILE_ALIGN), self.widest)
 
     def unit(self, elements: int, input_itemsize: float) -> int:
         """Buffers of some elements: the inputs and the outputs."""
-        written = sum(step.dtype.itemsize for step in self.steps)
-        buffers = len(self.inputs) + len(self.steps)
-        per_element = len(self.inputs) * input_itemsize + written
-        return int(elements * per_element) + buffers * PADDING
+        inputs = len(self.inputs)
+        per_element = inputs * input_itemsize + self.written
+        return int(elements * per_element) + (inputs + self.outputs) * PADDING
 
 
 def _outputs(plans: Sequence[Plan]) -> list[_Output]:
     found: dict[tuple[str, int], _Output] = {}
     for plan in plans:
         for step in plan.steps:
-            output = found.setdefault((step.name, step.numel), _Output(step.numel, set(), []))
-            output.inputs.update((plan.models[given.model], given.name) for given in step.inputs)
-            output.steps.append(step)
+            output = found.get((step.name, step.numel))
+            if output is None:
+                output = found[step.name, step.numel] = _Output(step.numel, set())
+            output.inputs.update((plan.models[model], name) for model, name in step.inputs)
+            output.add(step)
     return list(found.values())
 
 
@@ -143,7 +151,7 @@ def _useful(outputs: Sequence[_Output], itemsize: float, tile: int | None) -> in
         most = max(most, UNITS * output.unit(min(output.numel, longest), itemsize))
         if output.whole and tile is None:
             most = max(most, RESIDENT * output.unit(output.numel, itemsize))
-        widest = max(widest, len(output.inputs) + len(output.steps))
+        widest = max(widest, len(output.inputs) + output.outputs)
     everything = sum(output.unit(output.numel, itemsize) for output in outputs)
     return max(most, min(UNITS * TILE_BYTES * widest, everything))
 

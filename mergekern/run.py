@@ -80,6 +80,7 @@ class Run:
         self._pipeline.drain()
         left = [member.conclude() for member in self._members]
         self._progress.more(self._moved + self._traffic(left) - announced)
+        self._advance(0, self._count(np.setdiff1d(_rows(missing), _rows(left))), MERGE)
         self._merge(left)
         self._pipeline.drain()
         return written
@@ -107,7 +108,7 @@ class Run:
         """Say what is to come to whom it is shown."""
         members, numel = self._members, self._table.numel
         self._alone = [m.reads(r) for m, r in zip(members, missing, strict=True)]
-        self._seen = ~np.isin(np.arange(len(numel)), np.concatenate([r.row for r in missing]))
+        self._seen = ~np.isin(np.arange(len(numel)), _rows(missing))
         everything = self._traffic([all_of(member.target.numel) for member in members])
         self._unseen = sum(member.ahead for member in members)
         self._progress.start(everything + self._unseen, len(numel))
@@ -184,3 +185,7 @@ class Run:
         self._moved += nbytes
         if nbytes or tensors:
             self._progress.advance(nbytes, tensors, phase)
+
+
+def _rows(every: Sequence[Ranges]) -> np.ndarray:
+    return np.concatenate([ranges.row for ranges in every])
