@@ -16,6 +16,8 @@ from mergekern.stream import Pipeline
 from mergekern.tiles import Part, cut
 from mergekern.units import Cutter, Pieces
 
+SHORT = 1 << 14  # elements of parts that cost less to copy than to look at apart
+
 
 class Resident:
     """Tensors that are held whole, each in one tile."""
@@ -33,10 +35,14 @@ class Resident:
         return iter(self._tiles)
 
     def parts(self, parts: Sequence[Part]) -> Iterator[tuple[Sequence[Part], Tile]]:
-        for _, found in groupby(parts, key=lambda part: id(part.step)):
+        for (_, short), found in groupby(parts, key=lambda p: (id(p.step), p.numel < SHORT)):
             group = list(found)
             tile = self._tile_of[id(group[0].step)]
-            yield group, _join(tile, group) if len(group) > 1 else _cut(tile, group[0])
+            if short and len(group) > 1:
+                yield group, _join(tile, group)
+            else:
+                for part in group:
+                    yield [part], _cut(tile, part)
 
 
 def _cut(tile: Tile, part: Part) -> Tile:
