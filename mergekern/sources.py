@@ -69,7 +69,7 @@ def _gather(whole: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
 class Reel:
     """Tensors read from disk as often as they are asked for."""
 
-    stretch = 1 << 12
+    stretch = 1 << 14  # a request costs as much as some ten thousand elements
 
     def __init__(
         self,
