@@ -20,6 +20,7 @@ from mergekern.findings import check_copied, check_findings
 from mergekern.fused import FusedOp, Tile
 from mergekern.onepass import Merging, OnePass
 from mergekern.plan import Plan, Step
+from mergekern.small import merge_small
 from mergekern.sources import Resident
 from mergekern.spec import Spec
 from mergekern.statistics import fused_op, sum_scales
@@ -56,7 +57,12 @@ def merge_in_memory(
     ]
     walks: dict[tuple[str, ...], list[Part]] = {}
     for job in jobs:
-        for steps in _groups(job.plan.steps):
+        left = (
+            merge_small(backend, job.plan, job.checkpoints, job.outs)
+            if len(jobs) == 1
+            else job.plan.steps
+        )
+        for steps in _groups(left):
             walks.setdefault(tuple(step.name for step in steps), []).append((job, steps))
     for parts in walks.values():
         _walk(backend, parts)
