@@ -57,11 +57,9 @@ def merge_in_memory(
     ]
     walks: dict[tuple[str, ...], list[Part]] = {}
     for job in jobs:
-        left = (
-            merge_small(backend, job.plan, job.checkpoints, job.outs)
-            if len(jobs) == 1
-            else job.plan.steps
-        )
+        left: Sequence[Step] = job.plan.steps
+        if len(jobs) == 1:  # several share a walk instead
+            left = merge_small(backend, job.plan, job.checkpoints, job.outs)
         for steps in _groups(left):
             walks.setdefault(tuple(step.name for step in steps), []).append((job, steps))
     for parts in walks.values():
