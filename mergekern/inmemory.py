@@ -20,6 +20,7 @@ from mergekern.findings import check_copied, check_findings
 from mergekern.fused import FusedOp, Tile
 from mergekern.onepass import Merging, OnePass
 from mergekern.plan import Plan, Step
+from mergekern.small import merge_small
 from mergekern.sources import Resident
 from mergekern.statistics import fused_op, sum_scales
 from mergekern.tiles import TILE_ALIGN, cut
@@ -55,7 +56,10 @@ def merge_in_memory(
     ]
     walks: dict[tuple[str, ...], list[Part]] = {}
     for job in jobs:
-        for steps in _groups(job.plan.steps):
+        left: Sequence[Step] = job.plan.steps
+        if len(jobs) == 1:  # several share a walk instead
+            left = merge_small(backend, job.plan, job.checkpoints, job.outs)
+        for steps in _groups(left):
             walks.setdefault(tuple(step.name for step in steps), []).append((job, steps))
     for parts in walks.values():
         _walk(backend, parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 
 import torch
@@ -16,6 +17,7 @@ from mergekern.fused import EVERY_INDEX, Window
 from mergekern.plan import Step
 
 LOWER, UPPER = 0, 1  # the cuts of a window
+OPEN = Window()
 
 Wanted = tuple[int, int]  # an expert, and one of its cuts
 
@@ -30,7 +32,9 @@ class Key:
     def cut(self, start: int, numel: int) -> tuple[int, int]:
         """A window's cut and its last index, in the tensor whose first place is `start`."""
         last = self.place - start
-        return self.magnitude, EVERY_INDEX if last >= numel - 1 else max(last, -1)
+        if last >= numel - 1:
+            return self.magnitude, EVERY_INDEX
+        return self.magnitude, last if last > -1 else -1
 
 
 def starts_of(steps: Sequence[Step]) -> list[int]:
@@ -57,10 +61,15 @@ def windows_of(
 def _window(
     step: Step, start: int, keys: Mapping[Wanted, Key], expert: int, by_index: bool
 ) -> Window:
-    cuts = [(Window().lo, EVERY_INDEX), (Window().hi, EVERY_INDEX)]
-    for side in (LOWER, UPPER):
-        key = keys.get((expert, side))
-        if key is not None:
-            cut = key.cut(start, step.numel)
-            cuts[side] = cut if by_index else (cut[0], EVERY_INDEX)
-    return Window(*cuts[LOWER], *cuts[UPPER])
+    lower, upper = keys.get((expert, LOWER)), keys.get((expert, UPPER))
+    if lower is None and upper is None:
+        return OPEN
+    lo, lo_last = (OPEN.lo, EVERY_INDEX) if lower is None else lower.cut(start, step.numel)
+    hi, hi_last = (OPEN.hi, EVERY_INDEX) if upper is None else upper.cut(start, step.numel)
+    return _make(lo, lo_last if by_index else EVERY_INDEX, hi, hi_last if by_index else EVERY_INDEX)
+
+
+@lru_cache(maxsize=1024)
+def _make(lo: int, lo_last: int, hi: int, hi_last: int) -> Window:
+    """Most tensors lie before or behind a key, and so have windows in common."""
+    return Window(lo, lo_last, hi, hi_last)

@@ -17,6 +17,8 @@ from mergekern.table import Target
 from mergekern.tiles import Part, cut
 from mergekern.units import Cutter, Pieces, Ranges, pieces_for
 
+SHORT = 1 << 14  # elements of parts that cost less to copy than to look at apart
+
 
 class Resident:
     """Tensors that are held whole, each in one tile."""
@@ -34,10 +36,14 @@ class Resident:
         return iter(self._tiles)
 
     def parts(self, parts: Sequence[Part]) -> Iterator[tuple[Sequence[Part], Tile]]:
-        for _, found in groupby(parts, key=lambda part: id(part.step)):
+        for (_, short), found in groupby(parts, key=lambda p: (id(p.step), p.numel < SHORT)):
             group = list(found)
             tile = self._tile_of[id(group[0].step)]
-            yield group, _join(tile, group) if len(group) > 1 else _cut(tile, group[0])
+            if short and len(group) > 1:
+                yield group, _join(tile, group)
+            else:
+                for part in group:
+                    yield [part], _cut(tile, part)
 
 
 def _cut(tile: Tile, part: Part) -> Tile:
@@ -64,7 +70,7 @@ def _gather(whole: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
 class Reel:
     """Tensors read from disk as often as they are asked for."""
 
-    stretch = 1 << 12
+    stretch = 1 << 14  # a request costs as much as some ten thousand elements
 
     def __init__(
         self,

@@ -75,6 +75,8 @@ class Trial:
         self.bets = bets
         self.doubts: Doubts = HeldDoubts() if doubts is None else doubts
         self.lost = False
+        self._highs = {wanted: bet.high for wanted, bet in bets.items()}
+        self._lows = {wanted: bet.low for wanted, bet in bets.items()}
         self._backend = backend
         self._by_index = by_index
         self._work = steps[0].work
@@ -84,16 +86,13 @@ class Trial:
 
     def windows(self, step: Step) -> tuple[Window, ...]:
         """What the pass goes by."""
-        highs = {wanted: bet.high for wanted, bet in self.bets.items()}
-        return windows_of(step, self._start[step.name], highs, self._by_index)
+        return windows_of(step, self._start[step.name], self._highs, self._by_index)
 
     def margins(self, step: Step) -> tuple[Margin, ...]:
         """How far those may be off."""
         start = self._start[step.name]
-        highs = {wanted: bet.high for wanted, bet in self.bets.items()}
-        lows = {wanted: bet.low for wanted, bet in self.bets.items()}
-        strict = windows_of(step, start, highs, by_index=True)
-        wide = windows_of(step, start, lows, self._by_index)
+        strict = windows_of(step, start, self._highs, by_index=True)
+        wide = windows_of(step, start, self._lows, self._by_index)
         return tuple(map(Margin, strict, wide))
 
     def add(self, step: Step, tile: Tile, found: Speculation) -> Reach:

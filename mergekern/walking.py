@@ -6,8 +6,10 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import torch
 
-from mergekern.backends import Backend
+from mergekern.backends import Backend, Bracket
+from mergekern.fused import Tile
 from mergekern.keys import Key, starts_of
 from mergekern.plan import Step
 from mergekern.tiles import TILE_ALIGN, Part, Tensors
@@ -27,28 +29,39 @@ def walk(backend: Backend, tensors: Tensors, expert: int, key: Key, off: int) ->
     bounds = (key.place + 1, key.place + 1 + reach) if forth else (key.place - reach, key.place)
     parts = [p for p in parts_between(tensors.steps, [bounds]) if expert in p.step.expert_index]
     parts = parts if forth else parts[::-1]
+    begins = dict(zip(map(id, tensors.steps), starts_of(tensors.steps), strict=False))
     left = abs(off)
     for first in range(0, len(parts), GROUP):
-        places = _ties(backend, tensors, expert, key.magnitude, parts[first : first + GROUP])
-        places = places[places > key.place] if forth else -np.sort(-places[places < key.place])
-        if left <= places.size:
-            return Key(key.magnitude, int(places[left - 1]))
-        left -= places.size
+        for group, tile in tensors.parts(parts[first : first + GROUP]):
+            begin = begins[id(group[0].step)]
+            holds = any(begin + p.start <= key.place < begin + p.stop for p in group)
+            ties = _count(backend, tile, group[0].step, expert, key.magnitude)
+            if ties < left and not holds:
+                left -= ties
+                continue
+            places = _ties(backend, tile, group, expert, key.magnitude) + begin
+            places = places[places > key.place] if forth else -np.sort(-places[places < key.place])
+            if left <= places.size:
+                return Key(key.magnitude, int(places[left - 1]))
+            left -= places.size
     return None
 
 
+def _count(backend: Backend, tile: Tile, step: Step, expert: int, magnitude: int) -> int:
+    """How many of one expert's elements have a magnitude."""
+    tally = torch.zeros((backend.lanes, 1), dtype=torch.int64)
+    bracket = Bracket(step.expert_index.index(expert), magnitude, 0, 1)
+    backend.count(tile, [bracket], step.work, [tally])
+    return int(tally.sum())
+
+
 def _ties(
-    backend: Backend, tensors: Tensors, expert: int, magnitude: int, parts: Sequence[Part]
+    backend: Backend, tile: Tile, parts: Sequence[Part], expert: int, magnitude: int
 ) -> np.ndarray:
-    """The places of one expert's elements of a magnitude, part by part."""
-    begins = dict(zip(map(id, tensors.steps), starts_of(tensors.steps), strict=False))
-    found = []
-    for group, tile in tensors.parts(parts):
-        step = group[0].step
-        bits = backend.magnitudes(tile, step.expert_index.index(expert), step.work).numpy()
-        places = np.concatenate([np.arange(part.start, part.stop) for part in group])
-        found.append(places[bits == magnitude] + begins[id(step)])
-    return np.concatenate(found)
+    """Their indices in the tensor that the parts belong to."""
+    step = parts[0].step
+    bits = backend.magnitudes(tile, step.expert_index.index(expert), step.work).numpy()
+    return np.concatenate([np.arange(part.start, part.stop) for part in parts])[bits == magnitude]
 
 
 def parts_between(steps: Sequence[Step], intervals: Iterable[tuple[int, int]]) -> Iterator[Part]:

@@ -14,7 +14,7 @@ checkpoint report plan tied fitting planner lock card progress
 backends tiles keys counting doubts sampling walking speculation trimming statistics onepass spill
 huge arena budget table units extents cargo stream coverage sources shared
 journal blockfile output destination findings settling trialpass batches member run
-engine inmemory folders jobs many api evaluate demo cli
+engine small inmemory folders jobs many api evaluate demo cli
 """
 ORDER = ABOVE_TO_BELOW.split()
 FILES = sorted(ROOT.rglob("*.py"))

@@ -57,7 +57,8 @@ class MemoryCheckpoint:
         tensor = self._tensors[name]
         assert 0 <= start <= stop <= tensor.numel()
         if tensor.is_contiguous():
-            return tensor.view(-1)[start:stop]
+            flat = tensor.view(-1)
+            return flat if stop - start == flat.numel() else flat[start:stop]
         row = math.prod(tensor.shape[1:])
         first = start // row if row else 0
         last = -(-stop // row) if row else 0
