@@ -1,18 +1,19 @@
-// The phases of a fused pass over one block of bf16: vote, combine, finish. A block is small enough
-// for what lies between two phases to stay in the first-level cache, and a phase short enough for
-// the processor to have several of its steps under way; one loop for all of it waits for itself.
+// The phases of a fused pass over one block of bf16 or fp32: vote, combine, finish. A block is
+// small enough for what lies between two phases to stay in the first-level cache, and a phase short
+// enough for the processor to have several of its steps under way; one loop for all of it waits for
+// itself.
 //
-// Each step handles one register of 16-bit elements, the even and the odd ones as floats of their
-// own, which is also how sums and values lie in memory between phases. The arithmetic is that of
-// element.h, in the same order.
+// Each step handles a pair of registers of floats (lanes.h), which is also how sums and values lie
+// in memory between phases. The arithmetic is that of element.h, in the same order.
 #pragma once
-#include "cpu/vectors.h"
+#include "cpu/blocks.h"
+#include "cpu/lanes.h"
 
 namespace mergekern {
 namespace MK_ISA {
 
-constexpr int kPhase = 256;             // elements of a block
-constexpr int kAhead = 2 * 2 * kPhase;  // bytes: while later phases compute, inputs come near
+constexpr int kPhase = 256;                        // elements of a block
+constexpr int kAhead = 2 * kPhase;                 // while later phases compute, inputs come near
 constexpr int kPhaseFloats = kPhase / kLanesOf32;  // registers of floats of a block
 enum class Take { value, delta, above, between };  // all of x; x - base: all, from lo on, in a band
 enum class Vote { none, plain, scaled };           // no election; of deltas as they are; of values
@@ -70,31 +71,31 @@ MK_HD Floats take(const Group<G>& e, int k, Floats x, Floats base, Seen* seen) {
 
 // Adds the values of G experts to a sum, which starts with the first of them, and keeps them for
 // combine() if there is an election.
-template <int G, Take kTake, Vote kVote, Guess kGuess>
+template <typename In, int G, Take kTake, Vote kVote, Guess kGuess>
 static void vote(const char* base, Ballot* ballots, bool first, Floats* sum, int n,
                  uint8_t* marks) {
   Group<G> e(ballots);
   for (int i = 0, at = 0; i < n; i += kLanesOf16, at += 2) {
-    const Words b = kTake == Take::value ? Words{} : load(base + 2 * i);
-    if (kTake != Take::value && first) __builtin_prefetch(base + 2 * i + kAhead);
-    Floats even_sum{}, odd_sum{};
-    if (!first) even_sum = sum[at], odd_sum = sum[at + 1];
-    Seen seen_even{}, seen_odd{};
+    Pair b{}, sums{};
+    if (kTake != Take::value) b = In::load(base + In::size * i);
+    if (kTake != Take::value && first) __builtin_prefetch(base + In::size * (i + kAhead));
+    if (!first) sums = {sum[at], sum[at + 1]};
+    Seen seen{}, seen_too{};
 #pragma GCC unroll 4
     for (int k = 0; k < G; ++k) {
-      const Words x = load(e.x[k] + 2 * i);
-      __builtin_prefetch(e.x[k] + 2 * i + kAhead);
-      Floats even = take<kTake, kGuess>(e, k, widen_even(x), widen_even(b), &seen_even);
-      Floats odd = take<kTake, kGuess>(e, k, widen_odd(x), widen_odd(b), &seen_odd);
-      if (kVote != Vote::plain) even = even * e.coef[k], odd = odd * e.coef[k];
-      even_sum = even_sum + even;
-      odd_sum = odd_sum + odd;
-      e.reached[k] += seen_even.reached + seen_odd.reached;
-      e.reached_strict[k] += seen_even.reached_strict + seen_odd.reached_strict;
-      if (kVote != Vote::none) e.values[k][at] = even, e.values[k][at + 1] = odd;
+      const Pair x = In::load(e.x[k] + In::size * i);
+      __builtin_prefetch(e.x[k] + In::size * (i + kAhead));
+      Floats v = take<kTake, kGuess>(e, k, x.first, b.first, &seen);
+      Floats w = take<kTake, kGuess>(e, k, x.second, b.second, &seen_too);
+      if (kVote != Vote::plain) v = v * e.coef[k], w = w * e.coef[k];
+      sums.first = sums.first + v;
+      sums.second = sums.second + w;
+      e.reached[k] += seen.reached + seen_too.reached;
+      e.reached_strict[k] += seen.reached_strict + seen_too.reached_strict;
+      if (kVote != Vote::none) e.values[k][at] = v, e.values[k][at + 1] = w;
     }
-    sum[at] = even_sum, sum[at + 1] = odd_sum;
-    if (kGuess == Guess::mark) add_bits(seen_even.open, seen_odd.open, marks + i / 8);
+    sum[at] = sums.first, sum[at + 1] = sums.second;
+    if (kGuess == Guess::mark) add_bits(In::bits(seen.open, seen_too.open), marks + i / 8);
   }
   for (int k = 0; kGuess != Guess::none && k < G; ++k) {
     ballots[k].reached = e.reached[k], ballots[k].reached_strict = e.reached_strict[k];
@@ -126,60 +127,56 @@ static void combine(const Ballot* ballots, bool first, const Floats* sum, Floats
   }
 }
 
+template <typename Out>
 struct Finish {
   const char* base;
   Floats scale, divisor;  // the divisor is what one vote counts for, negative, where votes divide
   char* out;
-  bool streamed;   // out is aligned, and nobody reads it soon
-  Halves largest;  // upper half of a magnitude; that of Inf or more tells of trouble
+  bool streamed;                     // out is aligned, and nobody reads it soon
+  typename Out::Magnitudes largest;  // that of Inf or more tells of trouble
 };
 
 template <Divide kDivide>
-MK_HD Floats divide(const Finish& f, Floats num, Floats den) {
+MK_HD Floats divide(Floats num, Floats den, Floats divisor) {
   if (kDivide == Divide::no) return num;
-  if (kDivide == Divide::fixed) return num / f.divisor;
+  if (kDivide == Divide::fixed) return num / divisor;
   if (kDivide == Divide::shares) return num / (den == 0.0f ? den + 1.0f : den);
   const Ints votes = reinterpret_cast<Ints>(den), one = Ints{} - 1;
-  return num / (__builtin_convertvector(votes < one ? votes : one, Floats) * f.divisor);
+  return num / (__builtin_convertvector(votes < one ? votes : one, Floats) * divisor);
 }
 
 // out = base + scale * (num / den), rounded; without base and scale for linear combinations
-template <Divide kDivide, bool kBase>
-static void finish(Finish& f, const Floats* num, const Floats* den, int n) {
-  const Finish g = f;
-  Halves largest = g.largest;
-  for (int i = 0; i < n; i += kLanesOf16) {
-    const int at = 2 * i / kLanesOf16;
-    Floats even = divide<kDivide>(g, num[at], den[at]);
-    Floats odd = divide<kDivide>(g, num[at + 1], den[at + 1]);
+template <typename In, typename Out, Divide kDivide, bool kBase>
+static void finish(Finish<Out>& f, const Floats* num, const Floats* den, int n) {
+  const Finish<Out> g = f;
+  auto largest = g.largest;
+  for (int i = 0, at = 0; i < n; i += kLanesOf16, at += 2) {
+    Pair x = {divide<kDivide>(num[at], den[at], g.divisor),
+              divide<kDivide>(num[at + 1], den[at + 1], g.divisor)};
     if (kBase) {
-      const Words b = load(g.base + 2 * i);
-      even = widen_even(b) + g.scale * even;
-      odd = widen_odd(b) + g.scale * odd;
+      const Pair b = In::load(g.base + In::size * i);
+      x = {b.first + g.scale * x.first, b.second + g.scale * x.second};
     }
-    const Words rounded = join_upper(round_upper(even), round_upper(odd));
-    largest = larger_of(largest, rounded);
-    if (g.streamed) {
-      stream(g.out + 2 * i, rounded);
-    } else {
-      store(g.out + 2 * i, rounded);
-    }
+    Out::store(reorder<In, Out>(x), g.out + Out::size * i, g.streamed, &largest);
   }
   f.largest = largest;
 }
 
 // to = x where kept, base elsewhere, so that a dropped delta is 0
-static inline void drop_words(const char* base, const char* x, const uint16_t* kept, char* to,
-                              int n) {
-  for (int i = 0; i < n; i += kLanesOf16) {
-    const Words mask = load(kept + i);
-    store(to + 2 * i, (load(x + 2 * i) & mask) | (load(base + 2 * i) & ~mask));
+template <typename Word>
+static void drop_words(const char* base, const char* x, const uint16_t* kept, char* to, int n) {
+  const auto *from = at<Word>(base, 0), *own = at<Word>(x, 0);
+  auto* __restrict__ words = reinterpret_cast<Unaligned<Word>*>(to);
+  for (int i = 0; i < n; ++i) {
+    const Word mask = static_cast<Word>(static_cast<int16_t>(kept[i]));
+    words[i].value = static_cast<Word>((own[i].value & mask) | (from[i].value & ~mask));
   }
 }
 
-static inline void note_largest(const char* x, int n, Halves* largest) {
-  Halves most = *largest;
-  for (int i = 0; i < n; i += kLanesOf16) most = larger_of(most, load(x + 2 * i));
+template <typename In>
+static void note_largest(const char* x, int n, typename In::Magnitudes* largest) {
+  auto most = *largest;
+  for (int i = 0; i < n; i += kLanesOf16) In::note(x + In::size * i, &most);
   *largest = most;
 }
 

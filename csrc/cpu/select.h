@@ -75,8 +75,13 @@ int point_block(const Expert& e, int64_t at_, const Work* base, int n, uint64_t 
 template <typename Work>
 void count(const Tile& t, int64_t begin, int64_t end, const Bracket* brackets, int count,
            Counter* counters) {
-  if (sizeof(Work) == sizeof(float) && are_points(t, brackets, count)) {
-    return count_points(t, begin, end, brackets, count, counters);
+  if (sizeof(Work) == sizeof(float)) {
+    if (are_points(t, brackets, count, DType::bf16)) {
+      return count_points<Bf16Lanes>(t, begin, end, brackets, count, counters);
+    }
+    if (are_points(t, brackets, count, DType::f32)) {
+      return count_points<Fp32Lanes>(t, begin, end, brackets, count, counters);
+    }
   }
   const Scratch<Work> scratch(3);
   Work *base = scratch[0], *d = scratch[1];

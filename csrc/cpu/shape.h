@@ -17,10 +17,10 @@ struct Shape {
   bool hides;  // an input's NaN or Inf may leave no trace in the output
 };
 
-bool all_bf16(const FusedOp& op, const Tile& t, DType out_dtype) {
-  bool all = out_dtype == DType::bf16 && t.count > 0;
-  if (op.rule == Rule::task_vector) all = all && t.base_dtype == DType::bf16;
-  for (int k = 0; k < t.count; ++k) all = all && t.experts[k].dtype == DType::bf16;
+bool all_inputs(const FusedOp& op, const Tile& t, DType dtype) {
+  bool all = t.count > 0;
+  if (op.rule == Rule::task_vector) all = all && t.base_dtype == dtype;
+  for (int k = 0; k < t.count; ++k) all = all && t.experts[k].dtype == dtype;
   return all;
 }
 
@@ -46,13 +46,12 @@ bool power_of_two(float x) { return (bit_cast<uint32_t>(x) & 0x7fffffu) == 0; }
 
 bool in_range(float x, float low, float high) { return x >= low && x <= high; }
 
-// All coefs are one power of two c that may be left out of the sums. Deltas of bf16 are multiples
-// of its smallest number, 2^-133, so that neither they nor their sums underflow when c >= 2^-16
-// scales them: every product is exact and every sum of products is c times the sum, rounding
-// included.
-bool coefs_may_wait(const Tile& t) {
+// All coefs are one power of two c that may be left out of the sums, where c does not make deltas
+// or their sums underflow (lanes.h: kLeastExact): every product is exact and every sum of products
+// is c times the sum, rounding included.
+bool coefs_may_wait(const Tile& t, float least) {
   const float c = static_cast<float>(t.experts[0].coef);
-  bool all = in_range(c, 0x1p-16f, 1.0f) && power_of_two(c);
+  bool all = in_range(c, least, 1.0f) && power_of_two(c);
   for (int k = 1; k < t.count; ++k) all = all && t.experts[k].coef == t.experts[0].coef;
   return all;
 }
@@ -80,6 +79,7 @@ Take take_of(const FusedOp& op, const Tile& t, bool guessed) {
   return take;
 }
 
+template <typename In>
 Shape shape_of(const FusedOp& op, const Tile& t, bool guessed, bool merged) {
   Shape s{};
   s.take = take_of(op, t, guessed);
@@ -97,15 +97,16 @@ Shape shape_of(const FusedOp& op, const Tile& t, bool guessed, bool merged) {
   s.vote = Vote::scaled;
   const float coef = static_cast<float>(t.experts[0].coef);
   const float share = static_cast<float>(t.experts[0].share);
+  const bool plain = coefs_may_wait(t, In::kLeastExact);
   if (op.combine == Combine::mean) {
     s.mean = shares_are_votes(t) ? Mean::counted : Mean::shared;
     s.divide = s.mean == Mean::counted ? Divide::votes : Divide::shares;
     s.divisor = -share;
-    if (s.mean == Mean::counted && coefs_may_wait(t)) {
+    if (s.mean == Mean::counted && plain) {
       s.vote = Vote::plain;
       s.divisor = -share / coef;
     }
-  } else if (s.divide == Divide::no && in_range(s.scale, 0x1p-60f, 0x1p60f) && coefs_may_wait(t)) {
+  } else if (s.divide == Divide::no && in_range(s.scale, 0x1p-60f, 0x1p60f) && plain) {
     s.vote = Vote::plain;
     s.scale = s.scale * coef;
   }
@@ -118,33 +119,36 @@ int group_of(int experts) { return experts >= 4 ? 4 : experts >= 2 ? 2 : 1; }
 
 using VoteFn = void (*)(const char*, Ballot*, bool, Floats*, int, uint8_t*);
 using CombineFn = void (*)(const Ballot*, bool, const Floats*, Floats*, Floats*, int);
-using FinishFn = void (*)(Finish&, const Floats*, const Floats*, int);
+template <typename Out>
+using FinishFn = void (*)(Finish<Out>&, const Floats*, const Floats*, int);
 
-template <int G, Take kTake, Guess kGuess>
+template <typename In, int G, Take kTake, Guess kGuess>
 VoteFn vote_of(Vote v) {
   switch (v) {
-    case Vote::none: return vote<G, kTake, Vote::none, kGuess>;
-    case Vote::plain: return vote<G, kTake, Vote::plain, kGuess>;
+    case Vote::none: return vote<In, G, kTake, Vote::none, kGuess>;
+    case Vote::plain: return vote<In, G, kTake, Vote::plain, kGuess>;
     case Vote::scaled: break;
   }
-  return vote<G, kTake, Vote::scaled, kGuess>;
+  return vote<In, G, kTake, Vote::scaled, kGuess>;
 }
 
-template <int G>
+template <typename In, int G>
 VoteFn vote_of(Take t, Vote v, Guess g) {
   switch (t) {
-    case Take::value: return vote<G, Take::value, Vote::none, Guess::none>;
-    case Take::delta: return vote_of<G, Take::delta, Guess::none>(v);
-    case Take::between: return vote_of<G, Take::between, Guess::none>(v);
+    case Take::value: return vote<In, G, Take::value, Vote::none, Guess::none>;
+    case Take::delta: return vote_of<In, G, Take::delta, Guess::none>(v);
+    case Take::between: return vote_of<In, G, Take::between, Guess::none>(v);
     case Take::above: break;
   }
-  if (g == Guess::none) return vote_of<G, Take::above, Guess::none>(v);
-  if (g == Guess::count) return vote_of<G, Take::above, Guess::count>(v);
-  return vote_of<G, Take::above, Guess::mark>(v);
+  if (g == Guess::none) return vote_of<In, G, Take::above, Guess::none>(v);
+  if (g == Guess::count) return vote_of<In, G, Take::above, Guess::count>(v);
+  return vote_of<In, G, Take::above, Guess::mark>(v);
 }
 
+template <typename In>
 VoteFn vote_of(int group, Take t, Vote v, Guess g) {
-  return group == 4 ? vote_of<4>(t, v, g) : group == 2 ? vote_of<2>(t, v, g) : vote_of<1>(t, v, g);
+  if (group == 4) return vote_of<In, 4>(t, v, g);
+  return group == 2 ? vote_of<In, 2>(t, v, g) : vote_of<In, 1>(t, v, g);
 }
 
 template <int G>
@@ -157,14 +161,17 @@ CombineFn combine_of(int group, Mean mean) {
   return group == 4 ? combine_of<4>(mean) : group == 2 ? combine_of<2>(mean) : combine_of<1>(mean);
 }
 
-FinishFn finish_of(Divide divide, bool base) {
+template <typename In, typename Out>
+FinishFn<Out> finish_of(Divide divide, bool base) {
   switch (divide) {
-    case Divide::no: return base ? finish<Divide::no, true> : finish<Divide::no, false>;
-    case Divide::fixed: return base ? finish<Divide::fixed, true> : finish<Divide::fixed, false>;
-    case Divide::votes: return finish<Divide::votes, true>;
+    case Divide::no:
+      return base ? finish<In, Out, Divide::no, true> : finish<In, Out, Divide::no, false>;
+    case Divide::fixed:
+      return base ? finish<In, Out, Divide::fixed, true> : finish<In, Out, Divide::fixed, false>;
+    case Divide::votes: return finish<In, Out, Divide::votes, true>;
     case Divide::shares: break;
   }
-  return finish<Divide::shares, true>;
+  return finish<In, Out, Divide::shares, true>;
 }
 
 }  // namespace

@@ -1,8 +1,8 @@
 // The two passes as the table of loops has them: each piece goes the fast way where there is one.
 #pragma once
-#include "cpu/bf16.h"
 #include "cpu/fuse.h"
 #include "cpu/guess.h"
+#include "cpu/phased.h"
 
 namespace mergekern {
 namespace MK_ISA {
@@ -11,8 +11,9 @@ namespace {
 template <typename Work>
 void fuse(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, void* out, DType out_dtype,
           Findings* found) {
-  if (sizeof(Work) == sizeof(float) && Bf16Pass::fits(op, t, out_dtype)) {
-    if (Bf16Pass(op, t, nullptr, out).run(begin, end, found, nullptr, nullptr)) return;
+  if (sizeof(Work) == sizeof(float) &&
+      phased(op, t, nullptr, begin, end, out, out_dtype, found, nullptr, nullptr)) {
+    return;
   }
   merge<Work>(op, t, begin, end, out, out_dtype, found);
 }
@@ -20,8 +21,9 @@ void fuse(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, void* ou
 template <typename Work>
 void speculate(const FusedOp& op, const Tile& t, const Margin* margins, int64_t begin, int64_t end,
                void* out, DType out_dtype, Findings* found, int64_t* kept, uint8_t* open) {
-  if (sizeof(Work) == sizeof(float) && Bf16Pass::fits(op, t, out_dtype, margins)) {
-    if (Bf16Pass(op, t, margins, out).run(begin, end, found, kept, open)) return;
+  if (sizeof(Work) == sizeof(float) &&
+      phased(op, t, margins, begin, end, out, out_dtype, found, kept, open)) {
+    return;
   }
   for (int64_t at = begin; at < end; at += kBlock) {
     const int64_t stop = end - at < kBlock ? end : at + kBlock;

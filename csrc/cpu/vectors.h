@@ -57,6 +57,14 @@ MK_HD void stream(void* to, Words v) {
 #endif
 }
 
+MK_HD void put(void* to, Words v, bool streamed) {
+  if (streamed) {
+    stream(to, v);
+  } else {
+    store(to, v);
+  }
+}
+
 // Streamed stores are not ordered with others: fence before another thread may look.
 MK_HD void fence() {
 #if defined(__SSE2__)
@@ -92,21 +100,45 @@ MK_HD Words magnitude_words(Floats x) { return reinterpret_cast<Words>(x) & 0x7f
 
 MK_HD Floats only(Ints mask, Floats x) { return mask ? x : Floats{}; }
 
-// One more bit for every element whose mask, all ones or all zeros, is set.
-MK_HD void add_bits(Ints even, Ints odd, uint8_t* to) {
-  const Words both = join_upper(reinterpret_cast<Words>(even), reinterpret_cast<Words>(odd));
-#if defined(__AVX512BW__)
-  uint32_t bits = _mm512_movepi16_mask(reinterpret_cast<__m512i>(both)), before;
-#elif defined(__AVX2__)
-  const auto bytes = static_cast<uint32_t>(_mm256_movemask_epi8(reinterpret_cast<__m256i>(both)));
-  uint16_t bits = static_cast<uint16_t>(_pext_u32(bytes, 0x55555555u)), before;
+// A bit for every lane of a mask, in which a lane is all ones or all zeros.
+#if MK_WIDTH == 64
+using MaskBits = uint32_t;  // of a register of 16-bit lanes
+#elif MK_WIDTH == 32
+using MaskBits = uint16_t;
 #else
-  const Halves halves = reinterpret_cast<Halves>(both);
-  uint8_t bits = 0, before;
-  for (int i = 0; i < kLanesOf16; ++i) bits |= static_cast<uint8_t>((halves[i] & 1u) << i);
+using MaskBits = uint8_t;
 #endif
+
+MK_HD MaskBits bits_of_16(Words mask) {
+#if defined(__AVX512BW__)
+  return _mm512_movepi16_mask(reinterpret_cast<__m512i>(mask));
+#elif defined(__AVX2__)
+  const auto bytes = static_cast<uint32_t>(_mm256_movemask_epi8(reinterpret_cast<__m256i>(mask)));
+  return static_cast<MaskBits>(_pext_u32(bytes, 0x55555555u));
+#else
+  const Halves halves = reinterpret_cast<Halves>(mask);
+  MaskBits bits = 0;
+  for (int i = 0; i < kLanesOf16; ++i) bits |= static_cast<MaskBits>((halves[i] & 1u) << i);
+  return bits;
+#endif
+}
+
+MK_HD uint32_t bits_of_32(Ints mask) {
+#if defined(__AVX512DQ__)
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanesOf32; ++i) bits |= (static_cast<uint32_t>(mask[i]) & 1u) << i;
+  return bits;
+#endif
+}
+
+MK_HD void add_bits(MaskBits bits, uint8_t* to) {
+  MaskBits before;
   __builtin_memcpy(&before, to, sizeof(bits));
-  bits |= before;
+  bits = static_cast<MaskBits>(bits | before);
   __builtin_memcpy(to, &bits, sizeof(bits));
 }
 

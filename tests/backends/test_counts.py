@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import KINDS, LENGTHS, tile, tiles, work_of
+from cases import KINDS, LENGTHS, PHASED, tile, tiles, work_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -44,8 +44,9 @@ def test_magnitudes_and_counts(data) -> None:
 
 @pytest.mark.parametrize("numel", LENGTHS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_brackets_of_one_magnitude(numel: int, kind: str) -> None:
-    t = tile(numel, [torch.bfloat16] * 8, kind, seed=numel)
+@pytest.mark.parametrize("dtype", PHASED)
+def test_brackets_of_one_magnitude(numel: int, kind: str, dtype: torch.dtype) -> None:
+    t = tile(numel, [dtype] * 8, kind, seed=numel)
     if numel > 9:
         t.experts[0][9] = torch.nan
     brackets = [Bracket(k % 7, low, 0, 1) for k in range(9) for low in (0, 0x3A000000, 0x7FC00000)]

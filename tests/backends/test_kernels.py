@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import FLOATS, KINDS, LENGTHS, bits, ops, tile, tiles, windows, work_of
+from cases import FLOATS, KINDS, LENGTHS, PHASED, bits, ops, tile, tiles, windows, work_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -46,13 +46,15 @@ def test_fuse(data, dtype) -> None:
 
 @pytest.mark.parametrize("numel", LENGTHS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_length_of_the_common_case(numel: int, kind: str) -> None:
-    t = tile(numel, [torch.bfloat16] * 5, kind, seed=numel)
+@pytest.mark.parametrize("dtype", PHASED)
+def test_every_length_of_the_common_cases(numel: int, kind: str, dtype: torch.dtype) -> None:
+    t = tile(numel, [dtype] * 5, kind, seed=numel)
     window = Window(lo=0x38000000, lo_last=numel // 2)
     experts = tuple(
         ExpertScalars(i, 0.5, 0.5, 0.5, window, 0x80008000 if i % 2 else 2**32) for i in range(4)
     )
-    assert_same(FusedOp("task_vector", experts, "mass", "mean"), t, torch.bfloat16)
+    for out in PHASED:
+        assert_same(FusedOp("task_vector", experts, "mass", "mean"), t, out)
 
 
 @GRID
@@ -61,7 +63,8 @@ def test_weights_in_common(data) -> None:
     """What allows the loops to multiply once, at the end, or to count votes instead of adding them,
     and what is close to it but does not: 2**-17 underflows, ten times 0.1 is not 1."""
     kind, numel = data.draw(st.sampled_from(KINDS)), data.draw(st.sampled_from(LENGTHS))
-    t = tile(numel, [torch.bfloat16] * data.draw(st.integers(2, 12)), kind, seed=numel)
+    dtype = data.draw(st.sampled_from(PHASED))
+    t = tile(numel, [dtype] * data.draw(st.integers(2, 12)), kind, seed=numel)
     weight = st.sampled_from([1.0, 0.25, 2.0**-16, 2.0**-17, 2.0, 1 / 3, 0.1, -0.5, 0.0, 1e-30])
     coef, share = data.draw(weight), data.draw(weight)
     window = data.draw(windows(t, torch.float32))
@@ -77,17 +80,19 @@ def test_weights_in_common(data) -> None:
     scale = data.draw(st.sampled_from([1.0, 0.4, 2.0**30, 2.0**-70, -1.0, 0.0]))
     divisor = data.draw(st.sampled_from([1.0, 3.0]))
     op = FusedOp("task_vector", tuple(experts), elect, combine, scale, divisor)
-    assert_same(op, t, torch.bfloat16)
+    assert_same(op, t, data.draw(st.sampled_from(PHASED)))
 
 
-@pytest.mark.parametrize("coef", [2.0**-16, 2.0**-17, 2.0**-18])
-def test_products_that_underflow(coef: float) -> None:
-    """The smallest deltas of bf16 vanish below 2**-16; a large scale shows it."""
-    t = tile(4000, [torch.bfloat16] * 4, "denormal", seed=5)
+@pytest.mark.parametrize("coef", [1.0, 0.5, 2.0**-16, 2.0**-17, 2.0**-18])
+@pytest.mark.parametrize("dtype", PHASED)
+def test_products_that_underflow(coef: float, dtype: torch.dtype) -> None:
+    """The smallest deltas of bf16 vanish below 2**-16, those of fp32 below 1; a large scale shows
+    it."""
+    t = tile(4000, [dtype] * 4, "denormal", seed=5)
     for combine in ("sum", "mean"):
         experts = tuple(ExpertScalars(i, coef, coef, coef) for i in range(3))
         op = FusedOp("task_vector", experts, "mass", combine, scale=2.0**30)
-        assert_same(op, t, torch.bfloat16)
+        assert_same(op, t, dtype)
 
 
 @pytest.mark.parametrize("count", [3, 6, 10])
@@ -104,6 +109,21 @@ def test_sixty_four_experts() -> None:
     t = tile(CHUNK + 77, [torch.bfloat16] * 65, "near")
     experts = tuple(ExpertScalars(i, 1 / 64, keep_below=2**31) for i in range(64))
     assert_same(FusedOp("task_vector", experts, "mass", "mean"), t, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", PHASED)
+def test_outputs_past_the_caches(dtype: torch.dtype) -> None:
+    """Large ones are written around the caches where they are aligned."""
+    numel = (16 << 20) // dtype.itemsize + 77
+    t = tile(numel, [dtype] * 3, "near")
+    op = FusedOp("task_vector", (ExpertScalars(0, 0.5), ExpertScalars(1, 0.3)))
+    want, _ = run(REFERENCE, op, t, dtype)
+    room = torch.empty(numel + 64, dtype=dtype)
+    for backend in BACKENDS:
+        for start in (-room.data_ptr() % 64 // dtype.itemsize, 1):
+            out = room[start : start + numel].fill_(7.0)
+            backend.fuse(op, t, out)
+            assert torch.equal(bits(out), bits(want))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

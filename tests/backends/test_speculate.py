@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import FLOATS, KINDS, LENGTHS, STEP, bits, ops, same_bits, tile, tiles, windows
+from cases import FLOATS, KINDS, LENGTHS, PHASED, STEP, bits, ops, same_bits, tile, tiles, windows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -64,14 +64,34 @@ def test_speculate(data, dtype) -> None:
 
 @pytest.mark.parametrize("numel", LENGTHS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_length_of_the_common_case(numel: int, kind: str) -> None:
-    """bf16 ties: the cuts of three windows part only where their last indices lie apart."""
-    t = tile(numel, [torch.bfloat16] * 5, kind, seed=numel)
+@pytest.mark.parametrize("dtype", PHASED)
+def test_every_length_of_the_common_cases(numel: int, kind: str, dtype: torch.dtype) -> None:
+    """Ties: the cuts of three windows part only where their last indices lie apart."""
+    t = tile(numel, [dtype] * 5, kind, seed=numel)
     cut = 0x3A000000 if kind == "near" else 0
     last = numel // 2
     experts = tuple(ExpertScalars(i, 0.5, 0.5, 0.5, Window(cut, last + i)) for i in range(4))
     margins = [Margin(Window(cut, last - 9), Window(cut, last + STEP)) for _ in experts]
-    assert_same(FusedOp("task_vector", experts, "mass", "mean"), t, margins, torch.bfloat16)
+    assert_same(FusedOp("task_vector", experts, "mass", "mean"), t, margins, dtype)
+
+
+@pytest.mark.parametrize("offsets", [(0, 0), (1, 0), (0, -4), (1, -4), (4, -1)])
+@pytest.mark.parametrize("dtype", PHASED)
+def test_low_cuts(offsets: tuple[int, int], dtype: torch.dtype) -> None:
+    """Every way in which a strict and a wide cut may lie at the given one or off it, for all
+    experts or for one."""
+    cut = 0x39800000
+    near = Margin(*(Window(cut + (n if n == 1 else n << 18)) for n in offsets))
+    for experts in (1, 2, 4, 9):
+        t = tile(9000 + 77, [dtype] * (experts + 1), "near", seed=experts)
+        rows = tuple(ExpertScalars(i, 0.5, 0.5, window=Window(cut)) for i in range(experts))
+        op = FusedOp("task_vector", rows, "mass", "mean")
+        for margins in (
+            [near] * experts,
+            [*[Margin(Window(cut), Window(cut))] * (experts - 1), near],
+        ):
+            assert_same(op, t, margins, dtype)
+            assert_same(op, t, margins, None)
 
 
 @pytest.mark.parametrize("experts", [1, 4, 9])

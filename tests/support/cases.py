@@ -9,10 +9,12 @@ from mergekern.backends import BLOCK, CHUNK
 from mergekern.fused import EVERY_INDEX, KEEP_ALL, ExpertScalars, FusedOp, Tile, Window
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+PHASED = (torch.bfloat16, torch.float32)  # inputs all of one of these have loops of their own
 STEP = 512  # elements of one pass of the compiled loops (csrc/cpu/blocks.h: kStep)
+PHASE = 256  # and where all inputs are bf16 or all fp32 (csrc/cpu/phases.h: kPhase)
 LENGTHS = sorted(
     {0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 1000}
-    | {size + d for size in (STEP, BLOCK, CHUNK) for d in (-1, 0, 1)}
+    | {size + d for size in (PHASE, STEP, BLOCK, CHUNK) for d in (-1, 0, 1)}
 )
 KINDS = ("near", "bits", "equal", "denormal", "zeros")
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -60,8 +62,8 @@ def tile(numel: int, dtypes: list[torch.dtype], kind: str, seed: int = 0, offset
 @st.composite
 def tiles(draw: st.DrawFn, most_experts: int = 9) -> Tile:
     dtypes = draw(st.lists(st.sampled_from(FLOATS), min_size=2, max_size=1 + most_experts))
-    if draw(st.booleans()):  # the common case deserves its share
-        dtypes = [torch.bfloat16] * len(dtypes)
+    if draw(st.booleans()):  # the common cases deserve their share
+        dtypes = [draw(st.sampled_from(PHASED))] * len(dtypes)
     offset = draw(st.sampled_from([0, CHUNK, (1 << 35)]))
     numel = draw(st.sampled_from(LENGTHS))
     return tile(numel, dtypes, draw(st.sampled_from(KINDS)), draw(st.integers(0, 9)), offset)

@@ -1,6 +1,6 @@
-// A fused pass where everything is bf16, the common case: block by block through the phases of
-// phases.h. What they cannot say (which input holds a NaN) or do not know (a cut that moves within
-// a block) is left to the loops of fuse.h and guess.h.
+// A fused pass where all inputs are bf16 or all are fp32, the common cases: block by block through
+// the phases of phases.h. What they cannot say (which input holds a NaN) or do not know (a cut that
+// moves within a block) is left to the loops of fuse.h and guess.h.
 #pragma once
 #include <vector>
 
@@ -16,17 +16,13 @@ namespace {
 // Outputs of this size do not stay in any cache until somebody reads them.
 constexpr int64_t kStreamedBytes = int64_t{16} << 20;
 
-class Bf16Pass {
+template <typename In, typename Out>
+class PhasedPass {
  public:
-  static bool fits(const FusedOp& op, const Tile& t, DType out_dtype,
-                   const Margin* margins = nullptr) {
-    return all_bf16(op, t, out_dtype) && common(op) && (!margins || guesses_low_cuts(t, margins));
-  }
-
   // margins: null unless the windows are guesses; out: null where only these are looked at
-  Bf16Pass(const FusedOp& op, const Tile& t, const Margin* margins, void* out)
+  PhasedPass(const FusedOp& op, const Tile& t, const Margin* margins, void* out)
       : op_(op), t_(t), margins_(margins), out_(static_cast<char*>(out)) {
-    shape_ = shape_of(op, t, margins != nullptr, out != nullptr);
+    shape_ = shape_of<In>(op, t, margins != nullptr, out != nullptr);
     const size_t experts = static_cast<size_t>(t.count);
     ballots_.resize(experts);
     floats_.resize(kPhaseFloats * (experts + 3));
@@ -41,7 +37,7 @@ class Bf16Pass {
     finish_.scale = Floats{} + shape_.scale;
     finish_.divisor = Floats{} + shape_.divisor;
     const bool aligned = reinterpret_cast<uintptr_t>(out) % MK_WIDTH == 0;
-    streams_ = aligned && t.numel * 2 >= kStreamedBytes;
+    streams_ = aligned && t.numel * Out::size >= kStreamedBytes;
   }
 
   // Elements [begin, end) of the tile; false when an input or an output is NaN or Inf, and nothing
@@ -55,20 +51,20 @@ class Bf16Pass {
       if (here >= steady_until_) set_cuts(here);
       if (here + n > steady_until_) {
         if (margins_) guess<float>(t_, margins_, at, at + n, kept_.data(), open);
-        if (out_) merge<float>(op_, t_, at, at + n, out_, DType::bf16, found);
+        if (out_) merge<float>(op_, t_, at, at + n, out_, Out::dtype, found);
       } else {
         block(at, n, open ? open + at / 8 : nullptr);
       }
     }
     add_counts();
     if (streams_) fence();
-    if (!finite()) return false;
+    if (!In::finite(largest_input_) || !Out::finite(finish_.largest)) return false;
     for (size_t i = 0; margins_ && i < kept_.size(); ++i) kept[i] += kept_[i];
     return true;
   }
 
  private:
-  static constexpr size_t kPhaseWords = kPhase / kLanesOf16;
+  static constexpr size_t kPhaseWords = kPhase * In::size / MK_WIDTH;
 
   void set_cuts(int64_t here) {
     add_counts();
@@ -129,28 +125,29 @@ class Bf16Pass {
     if (open) __builtin_memcpy(open, marks, static_cast<size_t>((n + 7) / 8));
     if (open && n % 8) open[n / 8] &= static_cast<uint8_t>((1 << n % 8) - 1);
     if (!out_) return;
-    char rounded[2 * kPhase];
-    finish_.out = n == padded ? out_ + 2 * at : rounded;
+    char rounded[Out::size * kPhase];
+    char* out = out_ + Out::size * at;
+    finish_.out = n == padded ? out : rounded;
     finish_.streamed = streams_ && n == padded;
     finish_all(padded);
-    if (n != padded) __builtin_memcpy(out_ + 2 * at, rounded, static_cast<size_t>(2 * n));
+    if (n != padded) __builtin_memcpy(out, rounded, static_cast<size_t>(Out::size * n));
   }
 
   // Where elements at … at + padded - 1 of an input lie: in place, or copied and filled with zeros.
   const char* words(const void* data, int64_t at, int n, int padded, int slot) {
-    const char* x = static_cast<const char*>(data) + 2 * at;
+    const char* x = static_cast<const char*>(data) + In::size * at;
     if (n == padded) return x;
     char* copy = spare(slot);
-    __builtin_memset(copy, 0, static_cast<size_t>(2 * padded));
-    __builtin_memcpy(copy, x, static_cast<size_t>(2 * n));
+    __builtin_memset(copy, 0, static_cast<size_t>(In::size * padded));
+    __builtin_memcpy(copy, x, static_cast<size_t>(In::size * n));
     return copy;
   }
 
   char* spare(int slot) { return reinterpret_cast<char*>(&words_[kPhaseWords * slot]); }
 
   void note_inputs(int n) {
-    note_largest(base_, n, &finish_.largest);
-    for (const Ballot& e : ballots_) note_largest(e.x, n, &finish_.largest);
+    note_largest<In>(base_, n, &largest_input_);
+    for (const Ballot& e : ballots_) note_largest<In>(e.x, n, &largest_input_);
   }
 
   void drop_inputs(int64_t element, int n) {
@@ -159,7 +156,7 @@ class Bf16Pass {
       if (!t_.experts[k].drop) continue;
       keep_block(t_.experts[k], op_, coins_[k], element, kept, n);
       char* to = spare(t_.count + 1 + k);
-      drop_words(base_, ballots_[k].x, kept, to, n);
+      drop_words<typename In::Word>(base_, ballots_[k].x, kept, to, n);
       ballots_[k].x = to;
     }
   }
@@ -167,8 +164,8 @@ class Bf16Pass {
   void vote_all(int n, uint8_t* marks) {
     for (int k = 0; k < t_.count;) {
       const int group = group_of(t_.count - k);
-      vote_of(group, shape_.take, shape_.vote, guess_)(base_, &ballots_[k], k == 0, sum(), n,
-                                                       marks);
+      vote_of<In>(group, shape_.take, shape_.vote, guess_)(base_, &ballots_[k], k == 0, sum(), n,
+                                                           marks);
       k += group;
     }
   }
@@ -184,19 +181,12 @@ class Bf16Pass {
       }
       merged = num();
     }
-    finish_of(shape_.divide, base_ != nullptr)(finish_, merged, den(), n);
+    finish_of<In, Out>(shape_.divide, base_ != nullptr)(finish_, merged, den(), n);
   }
 
   Floats* sum() { return &floats_[0]; }
   Floats* num() { return &floats_[kPhaseFloats]; }
   Floats* den() { return &floats_[2 * kPhaseFloats]; }
-
-  bool finite() const {
-    for (int i = 0; i < kLanesOf16; ++i) {
-      if (finish_.largest[i] >= kInfinityBF16) return false;
-    }
-    return true;
-  }
 
   const FusedOp& op_;
   const Tile& t_;
@@ -212,8 +202,33 @@ class Bf16Pass {
   std::vector<Floats> floats_;
   std::vector<Words> words_;
   std::vector<int64_t> kept_;
-  Finish finish_ = {};
+  Finish<Out> finish_ = {};
+  typename In::Magnitudes largest_input_ = {};
 };
+
+template <typename In>
+bool run_phased(const FusedOp& op, const Tile& t, const Margin* margins, int64_t begin, int64_t end,
+                void* out, DType out_dtype, Findings* found, int64_t* kept, uint8_t* open) {
+  if (out_dtype == DType::bf16) {
+    PhasedPass<In, Bf16Lanes> pass(op, t, margins, out);
+    return pass.run(begin, end, found, kept, open);
+  }
+  PhasedPass<In, Fp32Lanes> pass(op, t, margins, out);
+  return pass.run(begin, end, found, kept, open);
+}
+
+// False where the phases do not know the op or the types, or met NaN or Inf: nothing is to be
+// relied on then.
+bool phased(const FusedOp& op, const Tile& t, const Margin* margins, int64_t begin, int64_t end,
+            void* out, DType out_dtype, Findings* found, int64_t* kept, uint8_t* open) {
+  if (!common(op) || (margins && !guesses_low_cuts(t, margins))) return false;
+  if (out_dtype != DType::bf16 && out_dtype != DType::f32) return false;
+  if (all_inputs(op, t, DType::bf16)) {
+    return run_phased<Bf16Lanes>(op, t, margins, begin, end, out, out_dtype, found, kept, open);
+  }
+  return all_inputs(op, t, DType::f32) &&
+         run_phased<Fp32Lanes>(op, t, margins, begin, end, out, out_dtype, found, kept, open);
+}
 
 }  // namespace
 }  // namespace MK_ISA
