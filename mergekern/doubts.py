@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from mergekern import huge
 from mergekern.backends import Backend
 from mergekern.fused import EVERY_INDEX, Findings, FusedOp, Tile, Window
 from mergekern.plan import Step
@@ -38,7 +39,7 @@ class Doubt:
 
     def fuse(self, backend: Backend, op: FusedOp, out: torch.Tensor) -> Findings:
         """Merge these elements and put them where they belong in `out`, the whole tensor."""
-        merged = torch.empty(self.tile.numel, dtype=out.dtype)
+        merged = huge.empty(self.tile.numel, out.dtype)
         found = self.merge(backend, op, merged)
         out[self.index] = merged
         return found

@@ -1,4 +1,4 @@
-"""Output tensors on huge pages: touching fresh memory page by page costs more than a merge."""
+"""Fresh tensors on huge pages: touching memory page by page costs more than a merge."""
 
 from __future__ import annotations
 

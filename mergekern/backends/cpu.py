@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mergekern import _C
+from mergekern import _C, huge
 from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation
 from mergekern.fused import Batch, ExpertScalars, Findings, FusedOp, Tile, Window
 
@@ -90,9 +90,9 @@ class CpuBackend:
             raise ValueError(f"{tile.tensor}: want one bit for each of {tile.numel} elements")
         open_ = open_.contiguous()
         starts = _C.open_starts(self.threads, open_.data_ptr(), tile.numel)
-        index = torch.empty(starts[-1], dtype=torch.int64)
-        base = None if tile.base is None else tile.base.new_empty(starts[-1])
-        experts = tuple(x.new_empty(starts[-1]) for x in tile.experts)
+        index = huge.empty(starts[-1], torch.int64)
+        base = None if tile.base is None else huge.empty(starts[-1], tile.base.dtype)
+        experts = tuple(huge.empty(starts[-1], x.dtype) for x in tile.experts)
         _C.compact(
             self.threads,
             _inputs(tile),
@@ -121,7 +121,7 @@ class CpuBackend:
 
     def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
         _check(tile, work)
-        out = torch.empty(tile.numel, dtype=torch.int64)
+        out = huge.empty(tile.numel, torch.int64)
         _C.magnitudes(self._how(work), _inputs(tile), expert, out.data_ptr())
         return out
 
