@@ -75,15 +75,14 @@ class PhasedPass {
       const Window& given = t_.experts[k].window;
       const Window& strict = margins_ ? margins_[k].strict : given;
       const Window& wide = margins_ ? margins_[k].wide : given;
-      const auto cut = low_cut<float>(given, here);
+      const auto cut = low_cut<float>(given, here), low = low_cut<float>(wide, here);
       Ballot& e = ballots_[k];
       e.below_lo = below(cut);
       e.below_hi = below(high_cut<float>(given, here));
       e.below_strict = below(low_cut<float>(strict, here));
-      e.below_wide = below(low_cut<float>(wide, here));
-      if (low_cut<float>(strict, here) != cut || low_cut<float>(wide, here) < cut) {
-        guess_ = Guess::mark;
-      }
+      e.below_wide = below(low < cut ? low : cut);
+      if (low_cut<float>(strict, here) != cut) guess_ = most(guess_, Guess::both);
+      if (low < cut) guess_ = Guess::mark;
       for (const Window* w : {&given, &strict, &wide}) {
         for (int64_t last : {w->lo_last, w->hi_last}) {
           if (here <= last && last < steady_until_ - 1) steady_until_ = last + 1;
@@ -99,9 +98,8 @@ class PhasedPass {
   void add_counts() {
     for (size_t k = 0; margins_ && k < ballots_.size(); ++k) {
       Ballot& e = ballots_[k];
-      const bool marked = guess_ == Guess::mark;
       kept_[4 * k] +=
-          counted(marked ? e.reached_strict : e.reached, marked ? e.below_strict : e.below_lo);
+          counted(e.reached_strict, guess_ == Guess::count ? e.below_lo : e.below_strict);
       kept_[4 * k + 1] += counted(e.reached, e.below_lo);
       e.reached = e.reached_strict = Ints{};
     }

@@ -17,7 +17,7 @@ constexpr int kAhead = 2 * kPhase;                 // while later phases compute
 constexpr int kPhaseFloats = kPhase / kLanesOf32;  // registers of floats of a block
 enum class Take { value, delta, above, between };  // all of x; x - base: all, from lo on, in a band
 enum class Vote { none, plain, scaled };           // no election; of deltas as they are; of values
-enum class Guess { none, count, mark };            // speculation
+enum class Guess { none, count, both, mark };      // speculation: one count; two; and marks
 enum class Mean { none, counted, shared };         // denominators: none, votes, votes' shares
 enum class Divide { no, fixed, votes, shares };
 
@@ -35,7 +35,7 @@ struct Group {
   const char* x[G];
   Floats* values[G];
   Floats coef[G], share[G];
-  Ints below_lo[G], below_hi[G], below_strict[G], below_wide[G], reached[G], reached_strict[G];
+  Ints below_lo[G], below_hi[G], below_strict[G], below_wide[G], tally[G];
 
   inline __attribute__((always_inline)) explicit Group(const Ballot* e) {
 #pragma GCC unroll 4
@@ -43,15 +43,29 @@ struct Group {
       x[k] = e[k].x, values[k] = e[k].values, coef[k] = e[k].coef, share[k] = e[k].share;
       below_lo[k] = e[k].below_lo, below_hi[k] = e[k].below_hi;
       below_strict[k] = e[k].below_strict, below_wide[k] = e[k].below_wide;
-      reached[k] = e[k].reached, reached_strict[k] = e[k].reached_strict;
+      tally[k] = Ints{};
     }
   }
 };
 
 // What a guess is judged by, in half of a register.
 struct Seen {
-  Ints reached, reached_strict, open;
+  Ints tally, open;
 };
+
+// Tallies are sums of masks over one block. Where there are two, they share a register: 16 bits
+// each are enough for a block, and twice as many registers would not fit.
+template <Guess kGuess>
+MK_HD Ints add_tallies(Ints a, Ints b) {
+  if (kGuess == Guess::count) return a + b;
+  return reinterpret_cast<Ints>(reinterpret_cast<Shorts>(a) + reinterpret_cast<Shorts>(b));
+}
+
+template <Guess kGuess>
+MK_HD void count(Ints tally, Ballot* to) {
+  to->reached += kGuess == Guess::count ? tally : tally << 16 >> 16;
+  to->reached_strict += kGuess == Guess::count ? tally : tally >> 16;
+}
 
 // The value or delta of expert k, 0 where it is trimmed.
 template <Take kTake, Guess kGuess, int G>
@@ -61,11 +75,13 @@ MK_HD Floats take(const Group<G>& e, int k, Floats x, Floats base, Seen* seen) {
   if (kTake == Take::delta) return d;
   const Ints m = reinterpret_cast<Ints>(magnitude_words(d));
   const Ints kept = m > e.below_lo[k];
-  if (kGuess != Guess::none) seen->reached = kept;
-  if (kGuess == Guess::mark) {
-    seen->reached_strict = m > e.below_strict[k];
-    seen->open |= (m > e.below_wide[k]) & ~kept;
+  if (kGuess == Guess::count) seen->tally = kept;
+  if (kGuess == Guess::both || kGuess == Guess::mark) {
+    seen->tally = reinterpret_cast<Ints>(blend_halves(
+        reinterpret_cast<Words>(kept), reinterpret_cast<Words>(m > e.below_strict[k])));
   }
+  // Whatever reaches the given cut reaches the wide one too.
+  if (kGuess == Guess::mark) seen->open |= (m > e.below_wide[k]) ^ kept;
   return only(kTake == Take::between ? kept & ~(m > e.below_hi[k]) : kept, d);
 }
 
@@ -90,16 +106,13 @@ static void vote(const char* base, Ballot* ballots, bool first, Floats* sum, int
       if (kVote != Vote::plain) v = v * e.coef[k], w = w * e.coef[k];
       sums.first = sums.first + v;
       sums.second = sums.second + w;
-      e.reached[k] += seen.reached + seen_too.reached;
-      e.reached_strict[k] += seen.reached_strict + seen_too.reached_strict;
+      e.tally[k] = add_tallies<kGuess>(e.tally[k], add_tallies<kGuess>(seen.tally, seen_too.tally));
       if (kVote != Vote::none) e.values[k][at] = v, e.values[k][at + 1] = w;
     }
     sum[at] = sums.first, sum[at + 1] = sums.second;
     if (kGuess == Guess::mark) add_bits(In::bits(seen.open, seen_too.open), marks + i / 8);
   }
-  for (int k = 0; kGuess != Guess::none && k < G; ++k) {
-    ballots[k].reached = e.reached[k], ballots[k].reached_strict = e.reached_strict[k];
-  }
+  for (int k = 0; kGuess != Guess::none && k < G; ++k) count<kGuess>(e.tally[k], &ballots[k]);
 }
 
 // num: the values of G experts that agree with the sum; den: their shares, or -1 each as Ints

@@ -142,6 +142,7 @@ VoteFn vote_of(Take t, Vote v, Guess g) {
   }
   if (g == Guess::none) return vote_of<In, G, Take::above, Guess::none>(v);
   if (g == Guess::count) return vote_of<In, G, Take::above, Guess::count>(v);
+  if (g == Guess::both) return vote_of<In, G, Take::above, Guess::both>(v);
   return vote_of<In, G, Take::above, Guess::mark>(v);
 }
 

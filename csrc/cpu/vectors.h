@@ -77,18 +77,21 @@ MK_HD void fence() {
 MK_HD Floats widen_even(Words v) { return reinterpret_cast<Floats>(v << 16); }
 MK_HD Floats widen_odd(Words v) { return reinterpret_cast<Floats>(v & 0xffff0000u); }
 
-// The upper halves of `even` and `odd`, in the order of the elements.
-MK_HD Words join_upper(Words even, Words odd) {
+// The lower halves of the words of one, the upper halves of the other.
+MK_HD Words blend_halves(Words lower, Words upper) {
 #if defined(__AVX512BW__)
   return reinterpret_cast<Words>(_mm512_mask_blend_epi16(
-      0xAAAAAAAAu, reinterpret_cast<__m512i>(even >> 16), reinterpret_cast<__m512i>(odd)));
+      0xAAAAAAAAu, reinterpret_cast<__m512i>(lower), reinterpret_cast<__m512i>(upper)));
 #elif defined(__AVX2__)
-  return reinterpret_cast<Words>(_mm256_blend_epi16(reinterpret_cast<__m256i>(even >> 16),
-                                                    reinterpret_cast<__m256i>(odd), 0xAA));
+  return reinterpret_cast<Words>(
+      _mm256_blend_epi16(reinterpret_cast<__m256i>(lower), reinterpret_cast<__m256i>(upper), 0xAA));
 #else
-  return (even >> 16) | (odd & 0xffff0000u);
+  return (lower & 0xffffu) | (upper & 0xffff0000u);
 #endif
 }
+
+// The upper halves of `even` and `odd`, in the order of the elements.
+MK_HD Words join_upper(Words even, Words odd) { return blend_halves(even >> 16, odd); }
 
 // As round_to(float, BFloat16&), but for NaN, in the upper halves.
 MK_HD Words round_upper(Floats x) {
