@@ -72,7 +72,7 @@ class Run:
         fits = self._cutter.fits(rows)
         todo = self._destination.missing(table, table.whole_tensor & fits)
         written = self._expect(todo)
-        if self._plan.whole_model and self._windows is None and written:
+        if len(table.whole_model) and self._windows is None and written:
             if self._plan.passes == 1:
                 todo = self._try_out(todo, table.whole_tensor & fits)
             else:

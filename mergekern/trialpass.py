@@ -21,6 +21,7 @@ import torch
 
 from mergekern.backends import Backend, Margin
 from mergekern.checkpoint.base import Checkpoint
+from mergekern.checkpoint.direct import BLOCK
 from mergekern.coverage import Coverage
 from mergekern.destination import Destination
 from mergekern.extents import Span, lay_out
@@ -99,8 +100,10 @@ class TrialPass:
             return trial
         trial = go_on_with_trial(self._backend, tensors.steps, bets, doubts)
         buffer, readers = self._pipeline.arena.bytes, self._pipeline.readers
+        room = len(buffer) - 2 * BLOCK  # less than what was written at a time under a larger budget
         for tried in self._destination.tried(buffer, readers):
-            if doubts.restore(tried.doubts):
+            fits = all(found.length <= room for found in tried.ranges)
+            if fits and doubts.restore(tried.doubts):
                 trial.count(tried.reach)
                 self._ranges += tried.ranges
         return trial
@@ -131,8 +134,9 @@ class TrialPass:
         bundles = self._cutter.bundles(self._cutter.tiles(todo), output=True)
         units = (lay_out(table, bundle, output=True) for bundle in bundles)
         for flight in self._pipeline.stream(units):
+            suspects = len(self._suspect)
             reach = self._merge_unit(flight, trial)
-            self._write(flight, reach, doubts.fresh())
+            self._write(flight, reach, doubts.fresh(), len(self._suspect) == suspects)
             row = flight.unit.pieces.row
             self._show(int((table.traffic[row] * flight.unit.pieces.numel).sum()))
             if trial.lost:
@@ -160,9 +164,9 @@ class TrialPass:
             self._op = (step, fused_op(step, trial.windows(step)), trial.margins(step))
         return self._op[1:]
 
-    def _write(self, flight: Flight, reach: Reach, doubts: list[Entry]) -> None:
+    def _write(self, flight: Flight, reach: Reach, doubts: list[Entry], sound: bool) -> None:
         spans = [part for span in flight.unit.spans for part in span.cut(CHUNK)]
-        note = _Note(self._destination, len(spans), reach, doubts, self._ranges)
+        note = _Note(self._destination, len(spans), reach, doubts, self._ranges, sound)
         for span in spans:
             data = flight.bytes(span.begin, span.length)
             self._pipeline.write(flight, partial(note.write, span, data))
@@ -172,7 +176,11 @@ class TrialPass:
 
 
 class _Note:
-    """A unit on its way to the disk; whoever writes the last of it records it."""
+    """A unit on its way to the disk; whoever writes the last of it records it.
+
+    sound: whether nothing in it looks too large. What does is known to this run only: a run that
+           goes on after it has to see for itself.
+    """
 
     def __init__(
         self,
@@ -181,11 +189,13 @@ class _Note:
         reach: Reach,
         doubts: list[Entry],
         everything: list[Range],
+        sound: bool,
     ) -> None:
         self._destination = destination
         self._left = writes
         self._tried = Tried([], reach, doubts)
         self._everything = everything
+        self._sound = sound
         self._lock = Lock()
 
     def write(self, span: Span, data: memoryview) -> None:
@@ -196,4 +206,5 @@ class _Note:
             last = self._left == 0
         if last:
             self._everything += self._tried.ranges
-            self._destination.keep_tried(self._tried)
+            if self._sound:
+                self._destination.keep_tried(self._tried)
