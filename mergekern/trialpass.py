@@ -136,11 +136,11 @@ class TrialPass:
         for flight in self._pipeline.stream(units):
             suspects = len(self._suspect)
             reach = self._merge_unit(flight, trial)
+            if trial.lost:  # then some of the unit's open elements were not kept
+                return
             self._write(flight, reach, doubts.fresh(), len(self._suspect) == suspects)
             row = flight.unit.pieces.row
             self._show(int((table.traffic[row] * flight.unit.pieces.numel).sum()))
-            if trial.lost:
-                return
 
     def _merge_unit(self, flight: Flight, trial: Trial) -> Reach:
         reach: Reach = {}

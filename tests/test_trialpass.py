@@ -10,8 +10,9 @@ import torch
 from folders import Watch, buffers, hashes, load, write_model
 
 import mergekern
-from mergekern import sampling, trialpass, trimming
+from mergekern import sampling, speculation, trialpass, trimming
 from mergekern.checkpoint import direct
+from mergekern.journal import Journal
 from mergekern.keys import Key
 
 SIZES = {"a": 400_000, "b": 65_536, "c": 33, "d": 700_001, "e": 1}  # in the order of the files
@@ -181,3 +182,24 @@ def test_a_model_whose_trimmed_tensors_are_empty(tmp_path) -> None:
     found = load(tmp_path / "out")
     assert found.keys() == want.keys()
     assert all(torch.equal(found[name], want[name]) for name in want)
+
+
+@pytest.mark.parametrize("ties", ["index", "keep"])
+def test_a_lost_trial_that_was_interrupted(states, folders, tmp_path, ties, monkeypatch) -> None:
+    """What a pass that has lost saw last is not all there: who goes on must not build on it."""
+    buffers(monkeypatch, BUFFERS)
+    monkeypatch.setattr(sampling, "LEAST", 1 << 12)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(speculation, "most_open", lambda *_: -1)
+        context.setattr(trialpass, "outcome", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            stream(folders, tmp_path / "out", ties)
+    journal = Journal(tmp_path / "out")
+    journal.close()
+    assert journal.records.bets and not journal.records.tried
+    stream(folders, tmp_path / "out", ties)
+    assert_merged(states, tmp_path / "out", ties)
