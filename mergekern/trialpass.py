@@ -20,6 +20,7 @@ import torch
 
 from mergekern.backends import Backend, Margin
 from mergekern.cargo import Cargo
+from mergekern.checkpoint.direct import BLOCK
 from mergekern.destination import Destination
 from mergekern.extents import Span
 from mergekern.findings import check_findings
@@ -29,7 +30,7 @@ from mergekern.plan import Step
 from mergekern.settling import Elements, Settling
 from mergekern.shared import Shared
 from mergekern.speculation import Reach, Trial
-from mergekern.spill import Entry, SpilledDoubts
+from mergekern.spill import SpilledDoubts
 from mergekern.statistics import fused_op
 from mergekern.stream import CHUNK, Flight, Pipeline
 from mergekern.table import Target
@@ -64,6 +65,7 @@ class TrialPass:
         self._ranges: list[Range] = []  # everything that was written
         self._suspect: list[Elements] = []  # look too large
         self._reach: Reach = {}  # of the flight that is being merged
+        self._sound = True  # nothing in that flight looks too large
         self._op: tuple[Step, FusedOp, tuple[Margin, ...]] | None = None
         self._trial: Trial | None = None
         self._doubts = SpilledDoubts(destination.doubts_path, tensors.steps, self._dtypes)
@@ -85,8 +87,10 @@ class TrialPass:
         else:
             trial = go_on_with_trial(self._backend, self._tensors.steps, bets, self._doubts)
             buffer, readers = self._pipeline.arena.bytes, self._pipeline.readers
+            room = len(buffer) - 2 * BLOCK  # a larger budget may have written more at a time
             for tried in self._destination.tried(buffer, readers):
-                if self._doubts.restore(tried.doubts):
+                fits = all(found.length <= room for found in tried.ranges)
+                if fits and self._doubts.restore(tried.doubts):
                     trial.count(tried.reach)
                     self._ranges += tried.ranges
         self._trial = trial
@@ -107,15 +111,20 @@ class TrialPass:
         check_findings(self._target.plan, self._target.checkpoints, step, inputs)
         if seen.findings.overflow:
             self._suspect.append((row, tile.offset, tile.offset + tile.numel))
+            self._sound = False
         for wanted, counts in self._trial.add(step, tile, seen).items():
             before = self._reach.get(wanted, (0,) * len(counts))
             self._reach[wanted] = tuple(map(sum, zip(before, counts, strict=True)))
 
     def write(self, flight: Flight, cargo: Cargo) -> None:
-        """Write everything that was merged of a flight."""
+        """Write everything that was merged of a flight; not of the one in which the trial was lost,
+        since some of its open elements were not kept."""
+        if self.lost:
+            return
         spans = [part for span in cargo.spans for part in span.cut(CHUNK)]
-        reach, self._reach = self._reach, {}
-        note = _Note(self._destination, len(spans), reach, self._doubts.fresh(), self._ranges)
+        tried = Tried([], self._reach, self._doubts.fresh())
+        note = _Note(self._destination, len(spans), tried, self._ranges, self._sound)
+        self._reach, self._sound = {}, True
         for span in spans:
             data = cargo.bytes(span.begin, span.length)
             self._pipeline.write(flight, partial(note.write, span, data))
@@ -155,20 +164,25 @@ class TrialPass:
 
 
 class _Note:
-    """A unit on its way to the disk; whoever writes the last of it records it."""
+    """A unit on its way to the disk; whoever writes the last of it records it.
+
+    sound: whether nothing in it looks too large. What does is known to this run only: one that goes
+           on after it has to see for itself.
+    """
 
     def __init__(
         self,
         destination: Destination,
         writes: int,
-        reach: Reach,
-        doubts: list[Entry],
+        tried: Tried,
         everything: list[Range],
+        sound: bool,
     ) -> None:
         self._destination = destination
         self._left = writes
-        self._tried = Tried([], reach, doubts)
+        self._tried = tried
         self._everything = everything
+        self._sound = sound
         self._lock = Lock()
 
     def write(self, span: Span, data: memoryview) -> None:
@@ -179,4 +193,5 @@ class _Note:
             last = self._left == 0
         if last:
             self._everything += self._tried.ranges
-            self._destination.keep_tried(self._tried)
+            if self._sound:
+                self._destination.keep_tried(self._tried)

@@ -10,8 +10,9 @@ import torch
 from folders import Watch, buffers, hashes, load, write_model
 
 import mergekern
-from mergekern import sampling, trialpass, trimming
+from mergekern import sampling, speculation, trialpass, trimming
 from mergekern.checkpoint import direct
+from mergekern.journal import Journal
 from mergekern.keys import Key
 
 SIZES = {"a": 400_000, "b": 65_536, "c": 33, "d": 700_001, "e": 1}  # in the order of the files
@@ -41,14 +42,13 @@ def folders(states, tmp_path: Path) -> list[str]:
 
 
 def options(ties: str, **more: Any) -> dict[str, Any]:
-    return {"density": [0.2, 0.5, 1.0], "scope": "model", "ties": ties, **more}
+    return {"density": [0.2, 0.5, 1.0], "scope": "model", "ties": ties} | more
 
 
 def stream(folders: list[str], out: Path, ties: str, **more: Any) -> Any:
     base, *models = folders
-    return mergekern.merge(
-        "ties", base=base, models=models, output=str(out), **options(ties, **more)
-    )
+    given = options(ties, **more)
+    return mergekern.merge("ties", base=base, models=models, output=str(out), **given)
 
 
 def assert_merged(states, out: Path, ties: str) -> None:
@@ -58,6 +58,17 @@ def assert_merged(states, out: Path, ties: str) -> None:
     found = load(out)
     for name, tensor in want.items():
         assert torch.equal(found[name], tensor), name
+
+
+def stopping_after(units: int) -> Watch:
+    left = [units]
+
+    def stop() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+
+    return Watch(stop)
 
 
 @pytest.mark.parametrize("ties", ["index", "keep"])
@@ -110,15 +121,8 @@ def test_a_trial_that_was_interrupted_goes_on(
 ) -> None:
     buffers(monkeypatch, BUFFERS)
     monkeypatch.setattr(sampling, "LEAST", 1 << 12)
-    left = [units]
-
-    def stop() -> None:
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        stream(folders, tmp_path / "out", ties, progress=Watch(stop))
+        stream(folders, tmp_path / "out", ties, progress=stopping_after(units))
     seen = []
     honest = trialpass.go_on_with_trial
 
@@ -135,3 +139,67 @@ def test_a_trial_that_was_interrupted_goes_on(
     lock = "mergekern.lock.json"
     same = [{k: v for k, v in hashes(tmp_path / x).items() if k != lock} for x in ("out", "whole")]
     assert same[0] == same[1]
+
+
+def test_a_trial_goes_on_with_less_memory(states, folders, tmp_path, monkeypatch) -> None:
+    """What was written at a time before does not fit the buffers now."""
+    monkeypatch.setattr(sampling, "LEAST", 1 << 12)
+    buffers(monkeypatch, 32_000_000)
+    with pytest.raises(KeyboardInterrupt):
+        stream(folders, tmp_path / "out", "index", progress=stopping_after(1))
+    buffers(monkeypatch, BUFFERS // 2)
+    stream(folders, tmp_path / "out", "index")
+    assert_merged(states, tmp_path / "out", "index")
+
+
+@pytest.mark.parametrize("units", [1, 3, 6])
+def test_an_overflow_is_not_forgotten_by_an_interruption(tmp_path, units, monkeypatch) -> None:
+    buffers(monkeypatch, BUFFERS)
+    monkeypatch.setattr(sampling, "LEAST", 1 << 12)
+    base = model(torch.float16, None, 0)
+    tuned = model(torch.float16, base, 1)
+    base["a"][5], tuned["a"][5] = 30_000, 60_000
+    paths = [str(write_model(tmp_path / f"m{i}", s)) for i, s in enumerate((base, tuned))]
+    more = {"density": 0.2, "lambda_": 2.0}
+    with pytest.raises(KeyboardInterrupt):
+        stream(paths, tmp_path / "out", "index", progress=stopping_after(units), **more)
+    with pytest.raises(mergekern.MergeError, match=r"a: the result is too large for float16"):
+        stream(paths, tmp_path / "out", "index", **more)
+
+
+def test_a_model_whose_trimmed_tensors_are_empty(tmp_path) -> None:
+    """The one expert that is trimmed has only an empty tensor: there is nothing to rank."""
+    g = torch.Generator().manual_seed(0)
+    base = {"a": torch.randn(70_000, generator=g), "none": torch.zeros(0, 4)}
+    full = {"a": base["a"] + 0.01, "none": torch.zeros(0, 4)}
+    states = [base, full, {"none": torch.zeros(0, 4)}]
+    paths = [str(write_model(tmp_path / f"m{i}", s)) for i, s in enumerate(states)]
+    more = {"density": [1.0, 0.2], "mismatch": "skip-model"}
+    stream(paths, tmp_path / "out", "index", **more)
+    want = mergekern.merge(
+        "ties", base=base, models=states[1:], scope="model", backend="reference", **more
+    )
+    found = load(tmp_path / "out")
+    assert found.keys() == want.keys()
+    assert all(torch.equal(found[name], want[name]) for name in want)
+
+
+@pytest.mark.parametrize("ties", ["index", "keep"])
+def test_a_lost_trial_that_was_interrupted(states, folders, tmp_path, ties, monkeypatch) -> None:
+    """What a pass that has lost saw last is not all there: who goes on must not build on it."""
+    buffers(monkeypatch, BUFFERS)
+    monkeypatch.setattr(sampling, "LEAST", 1 << 12)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(speculation, "most_open", lambda *_: -1)
+        context.setattr(trialpass, "outcome", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            stream(folders, tmp_path / "out", ties)
+    journal = Journal(tmp_path / "out")
+    journal.close()
+    assert journal.records.bets and not journal.records.tried
+    stream(folders, tmp_path / "out", ties)
+    assert_merged(states, tmp_path / "out", ties)
