@@ -37,7 +37,7 @@ class OnePass:
     """Merges that trim the same tensors alike, and differ in what they make of the rest: one
     sample, one count and one set of open elements serve them all.
 
-    tensors: each in one tile, ranked together. See trimming.merges_in_one_pass for the specs, Trial
+    tensors: each in one tile, ranked together. See Spec.one_pass for which specs allow it, Trial
              for `room`
     """
 
