@@ -250,14 +250,14 @@ def test_ctrl_c(models: list[Path], wanted: dict[str, Path], tmp_path: Path) -> 
         "from mergekern.budget import MemoryEstimate\n"
         f"engine.budget.memory_estimate = lambda *_: MemoryEstimate(0, 0, {BUFFERS}, 0)\n"
         "fuse = CpuBackend.fuse_batch\n"
-        "CpuBackend.fuse_batch = lambda *a: (time.sleep(0.1), fuse(*a))[1]\n"
+        "CpuBackend.fuse_batch = lambda *a: (time.sleep(0.5), fuse(*a))[1]\n"
         "folders.merge([pathlib.Path(a) for a in sys.argv[2:]], pathlib.Path(sys.argv[1]))\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "out"), *map(str, models)]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     journal = tmp_path / "out" / JOURNAL
     deadline = time.monotonic() + 60
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 2:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
