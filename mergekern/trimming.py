@@ -32,7 +32,7 @@ def exact_windows(backend: Backend, tensors: Tensors) -> Windows:
     """
     trial = start_trial(backend, tensors)
     if trial is None:
-        return {step.name: (Window(),) * len(step.experts) for step in tensors.steps}
+        return _windows(tensors.steps, {})
     trial.scan(tensors)
     return outcome(backend, tensors, trial).windows
 

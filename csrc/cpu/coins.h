@@ -2,14 +2,9 @@
 // a product of two 32-bit halves is one instruction (it takes the 64-bit multiply, three times as
 // dear), so this one loop is written with intrinsics.
 #pragma once
+#include "cpu/vectors.h"
 #include "fused_op.h"
 #include "philox.h"
-#if defined(__AVX2__)
-#if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in gcc 12's own header (its bug 105593)
-#endif
-#include <immintrin.h>
-#endif
 
 namespace mergekern {
 namespace MK_ISA {
