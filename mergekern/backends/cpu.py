@@ -7,11 +7,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from mergekern import _C, huge
 from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation
+from mergekern.backends.checks import check_batch, check_inputs, check_open, check_out, check_tile
 from mergekern.fused import Batch, ExpertScalars, Findings, FusedOp, Tile, Window
 
 _DTYPES = {
@@ -20,6 +20,7 @@ _DTYPES = {
     torch.float16: _C.DType.f16,
     torch.bfloat16: _C.DType.bf16,
 }
+_CPU = torch.device("cpu")
 _PLAIN = ExpertScalars(index=0, coef=1.0)
 
 
@@ -51,8 +52,8 @@ class CpuBackend:
         self.instruction_set = instruction_set or instruction_sets()[-1]
 
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
-        _check(tile, op.work, deltas=op.rule == "task_vector")
-        _check_out(tile, out)
+        check_tile(tile, op.work, _CPU, deltas=op.rule == "task_vector")
+        check_out(tile, out, _CPU)
         found = _C.fuse(
             self._how(op.work),
             _native(op),
@@ -65,11 +66,11 @@ class CpuBackend:
     def speculate(
         self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None
     ) -> Speculation:
-        _check(tile, op.work)
+        check_tile(tile, op.work, _CPU)
         if op.rule != "task_vector" or len(margins) != len(tile.experts):
             raise ValueError(f"{tile.tensor}: want a task_vector op, a margin for every expert")
         if out is not None:
-            _check_out(tile, out)
+            check_out(tile, out, _CPU)
         kept = torch.zeros((len(margins), 2, 2), dtype=torch.int64)
         marked = torch.empty(-(-tile.numel // 8), dtype=torch.uint8)
         found = _C.speculate(
@@ -85,9 +86,8 @@ class CpuBackend:
         return Speculation(Findings(tuple(found.non_finite), found.overflow), kept, marked)
 
     def compact(self, tile: Tile, open_: torch.Tensor) -> tuple[torch.Tensor, Tile]:
-        _check_inputs(tile)
-        if open_.dtype != torch.uint8 or open_.numel() != -(-tile.numel // 8):
-            raise ValueError(f"{tile.tensor}: want one bit for each of {tile.numel} elements")
+        check_inputs(tile, _CPU)
+        check_open(tile, open_)
         open_ = open_.contiguous()
         starts = _C.open_starts(self.threads, open_.data_ptr(), tile.numel)
         index = huge.empty(starts[-1], torch.int64)
@@ -105,7 +105,7 @@ class CpuBackend:
         return index, Tile(tile.tensor, 0, base, experts)
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
-        _check_batch(op, batch)
+        check_batch(op, batch)
         columns = (batch.inputs, batch.outs, batch.offset, batch.numel, batch.name_hash)
         windows = 0 if batch.windows is None else batch.windows.ctypes.data
         found = _C.fuse_batch(
@@ -120,7 +120,7 @@ class CpuBackend:
         return {tile: Findings(tuple(inputs), overflow) for tile, inputs, overflow in found}
 
     def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
-        _check(tile, work)
+        check_tile(tile, work, _CPU)
         out = huge.empty(tile.numel, torch.int64)
         _C.magnitudes(self._how(work), _inputs(tile), expert, out.data_ptr())
         return out
@@ -128,7 +128,7 @@ class CpuBackend:
     def count(
         self, tile: Tile, brackets: list[Bracket], work: torch.dtype, tallies: list[torch.Tensor]
     ) -> list[Counts]:
-        _check(tile, work)
+        check_tile(tile, work, _CPU)
         if [t.shape for t in tallies] != [(self.lanes, b.bins) for b in brackets]:
             raise ValueError(f"{tile.tensor}: a tally is [{self.lanes}, bins]")
         chunks = [torch.zeros(-(-tile.numel // CHUNK), dtype=torch.int64) for _ in brackets]
@@ -142,7 +142,7 @@ class CpuBackend:
         return [Counts(*found) for found in zip(above, chunks, strict=True)]
 
     def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
-        _check(tile, op.work)
+        check_tile(tile, op.work, _CPU)
         blocks = -(-tile.numel // BLOCK)
         out = torch.empty((blocks, len(tile.experts), 2), dtype=torch.float64)
         inputs = _inputs(tile, op.experts)
@@ -150,7 +150,7 @@ class CpuBackend:
         return out
 
     def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
-        _check(tile, work, deltas=False)
+        check_tile(tile, work, _CPU, deltas=False)
         experts = len(tile.experts)
         out = torch.empty((-(-tile.numel // BLOCK), experts, experts), dtype=torch.float64)
         _C.gram(self._how(work), _inputs(tile), out.data_ptr())
@@ -171,60 +171,6 @@ def all_finite(tensor: torch.Tensor, threads: int = 1) -> bool:
     if tensor.dtype not in _DTYPES or not tensor.is_contiguous():
         raise ValueError(f"want contiguous floats, not {tensor.dtype}, strides {tensor.stride()}")
     return _C.all_finite(tensor.data_ptr(), _DTYPES[tensor.dtype], tensor.numel(), threads)
-
-
-def _check(tile: Tile, work: torch.dtype, *, deltas: bool = True) -> None:
-    """What C++ takes on trust. A caller's mistake, hence ValueError."""
-    if deltas and tile.base is None:
-        raise ValueError(f"{tile.tensor}: deltas need a base")
-    if tile.offset % CHUNK:
-        raise ValueError(
-            f"{tile.tensor}: a tile starts at a multiple of {CHUNK}, not {tile.offset}"
-        )
-    _check_inputs(tile)
-    if work != torch.float64 and torch.float64 in {
-        x.dtype for x in (tile.base, *tile.experts) if x is not None
-    }:
-        raise ValueError(f"{tile.tensor}: float64 inputs are computed in float64")
-
-
-def _check_inputs(tile: Tile) -> None:
-    for tensor in (*tile.experts, *(() if tile.base is None else (tile.base,))):
-        if not tensor.is_contiguous() or tensor.numel() != tile.numel:
-            raise ValueError(f"{tile.tensor}: inputs must be {tile.numel} contiguous elements")
-        if tensor.dtype not in _DTYPES or tensor.device.type != "cpu":
-            raise ValueError(f"{tile.tensor}: cannot read {tensor.dtype} on {tensor.device}")
-
-
-def _check_out(tile: Tile, out: torch.Tensor) -> None:
-    if not out.is_contiguous() or out.numel() != tile.numel:
-        raise ValueError(f"{tile.tensor}: out must be {tile.numel} contiguous elements")
-
-
-def _check_batch(op: FusedOp, batch: Batch) -> None:
-    """The same for a batch; that the addresses are good is the caller's word."""
-    count, experts = len(batch), len(batch.experts)
-    columns: list[tuple[np.ndarray, type, tuple[int, ...]]] = [
-        (batch.inputs, np.uint64, (count, 1 + experts)),
-        (batch.outs, np.uint64, (count,)),
-        (batch.offset, np.int64, (count,)),
-        (batch.numel, np.int64, (count,)),
-        (batch.name_hash, np.uint32, (count,)),
-    ]
-    if batch.windows is not None:
-        columns.append((batch.windows, np.int64, (count, experts, 4)))
-    for column, dtype, shape in columns:
-        if column.dtype != dtype or column.shape != shape or not column.flags.c_contiguous:
-            raise ValueError(
-                f"a batch's column must be {np.dtype(dtype)} {list(shape)}, in C order"
-            )
-    if op.rule == "task_vector" and batch.base is None:
-        raise ValueError("a batch of deltas needs a base")
-    if (batch.offset % CHUNK).any():
-        raise ValueError(f"every tile of a batch starts at a multiple of {CHUNK}")
-    given = {*batch.experts, *(() if batch.base is None else (batch.base,))}
-    if not given <= _DTYPES.keys() or (torch.float64 in given and op.work != torch.float64):
-        raise ValueError(f"a batch of {sorted(map(str, given))} is not computed in {op.work}")
 
 
 def _inputs(tile: Tile, scalars: tuple[ExpertScalars, ...] | None = None) -> _C.Inputs:
