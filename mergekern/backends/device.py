@@ -115,9 +115,8 @@ class DeviceBackend:
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
         check_tile(tile, op.work, self.device, deltas=op.rule == "task_vector")
         check_out(tile, out, self.device)
-        todo = self._pass(op, _batch_of(op, tile, out), _windows_of(op))
-        self._kernels.fuse(todo)
-        return _findings(todo).get(0, Findings())
+        todo = self.start(op, batch_of(op, tile, out), windows_of(op))
+        return findings(todo.found).get(0, Findings())
 
     def speculate(
         self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None
@@ -128,9 +127,9 @@ class DeviceBackend:
         if out is not None:
             check_out(tile, out, self.device)
         marks = torch.empty(-(-tile.numel // 8), dtype=torch.uint8, device=self.device)
-        todo = self._pass(op, _batch_of(op, tile, out), _windows_of(op, margins), marks)
-        self._kernels.fuse(todo)
-        found = Findings() if out is None else _findings(todo).get(0, Findings())
+        batch = batch_of(op, tile, out)
+        todo = self.start(op, batch, windows_of(op, margins), np.array([marks.data_ptr()]))
+        found = Findings() if out is None else findings(todo.found).get(0, Findings())
         return Speculation(found, todo.kept[0].cpu(), marks)
 
     def compact(self, tile: Tile, open_: torch.Tensor) -> tuple[torch.Tensor, Tile]:
@@ -140,15 +139,30 @@ class DeviceBackend:
         bit = torch.arange(8, dtype=torch.uint8, device=self.device)
         is_set = (open_[byte, None] >> bit) & 1 == 1
         index = (byte[:, None] * 8 + bit)[is_set]
+        index = index[index < tile.numel]
         base = None if tile.base is None else tile.base[index]
         return index, Tile(tile.tensor, 0, base, tuple(x[index] for x in tile.experts))
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         check_batch(op, batch)
-        windows = _windows_of(op) if batch.windows is None else batch.windows[:, :, None]
-        todo = self._pass(op, batch, windows)
-        self._kernels.fuse(todo)
-        return _findings(todo)
+        windows = windows_of(op) if batch.windows is None else batch.windows[:, :, None]
+        return findings(self.start(op, batch, windows).found)
+
+    def start(
+        self,
+        op: FusedOp,
+        batch: Batch,
+        windows: np.ndarray | None,
+        marks: np.ndarray | None = None,
+    ) -> Pass:
+        """Launch an op over tiles on this device, and do not wait for it.
+
+        windows: int64 [n or 1, K, W, CUTS], see Pass; marks: addresses, with W = 3
+        """
+        todo = self._pass(op, batch, windows, marks)
+        if todo.blocks:
+            self._kernels.fuse(todo)
+        return todo
 
     def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
         check_tile(tile, work, self.device)
@@ -188,7 +202,7 @@ class DeviceBackend:
         check_tile(tile, op.work, self.device)
         shape = (-(-tile.numel // BLOCK), len(tile.experts), 2)
         out = torch.empty(shape, dtype=torch.float64, device=self.device)
-        todo = self._pass(op, _batch_of(op, tile, None), _windows_of(op))
+        todo = self._pass(op, batch_of(op, tile, None), windows_of(op))
         self._kernels.masked_sums(todo, out)
         return out.cpu()
 
@@ -204,22 +218,21 @@ class DeviceBackend:
         """A pass that merges nothing and trims nothing."""
         experts = tuple(ExpertScalars(k, 1.0) for k in range(len(tile.experts)))
         op = FusedOp("task_vector", experts, work=work)
-        return self._pass(op, _batch_of(op, tile, None), None)
+        return self._pass(op, batch_of(op, tile, None), None)
 
     def _pass(
         self,
         op: FusedOp,
         batch: Batch,
         windows: np.ndarray | None,
-        marks: torch.Tensor | None = None,
+        marks: np.ndarray | None = None,
     ) -> Pass:
-        """windows: int64 [n or 1, K, W, CUTS]; marks: of the one tile, which is only looked at"""
         tiles, experts = len(batch), len(batch.experts)
         blocks = -(-batch.numel // self._kernels.span)
         segments = np.zeros((tiles, len(COLUMNS) + experts), np.int64)
         segments[:, COLUMNS.index("base")] = batch.inputs[:, 0].view(np.int64)
         segments[:, COLUMNS.index("out")] = batch.outs.view(np.int64)
-        segments[:, COLUMNS.index("marks")] = 0 if marks is None else marks.data_ptr()
+        segments[:, COLUMNS.index("marks")] = 0 if marks is None else marks
         segments[:, COLUMNS.index("offset")] = batch.offset
         segments[:, COLUMNS.index("numel")] = batch.numel
         segments[:, COLUMNS.index("name_hash")] = batch.name_hash
@@ -238,7 +251,7 @@ class DeviceBackend:
             op=op,
             base=batch.base,
             experts=batch.experts,
-            out=batch.out if batch.outs.all() else None,
+            out=batch.out if batch.outs.any() else None,
             blocks=int(blocks.sum()),
             segments=split[0].view(segments.shape),
             scalars=split[1].view(torch.float64).view(experts, 3),
@@ -249,10 +262,13 @@ class DeviceBackend:
         )
 
     def _upload(self, table: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(table)).to(self.device)
+        host = torch.from_numpy(np.ascontiguousarray(table))
+        if self.device.type == "cpu":
+            return host
+        return host.pin_memory().to(self.device, non_blocking=True)
 
 
-def _batch_of(op: FusedOp, tile: Tile, out: torch.Tensor | None) -> Batch:
+def batch_of(op: FusedOp, tile: Tile, out: torch.Tensor | None) -> Batch:
     """A tile as the only one of a batch."""
     inputs = (tile.base, *tile.experts)
     return Batch(
@@ -267,7 +283,7 @@ def _batch_of(op: FusedOp, tile: Tile, out: torch.Tensor | None) -> Batch:
     )
 
 
-def _windows_of(op: FusedOp, margins: Sequence[Margin] = ()) -> np.ndarray | None:
+def windows_of(op: FusedOp, margins: Sequence[Margin] = ()) -> np.ndarray | None:
     """int64 [1, K, W, CUTS]: an op's windows, beside their margins where there are any."""
     given = [expert.window for expert in op.experts]
     if not margins and all(window.open for window in given):
@@ -281,11 +297,11 @@ def _windows_of(op: FusedOp, margins: Sequence[Margin] = ()) -> np.ndarray | Non
     return np.array([cuts], np.int64)
 
 
-def _findings(todo: Pass) -> dict[int, Findings]:
-    """What was found, by tile. Waits for the launch."""
+def findings(flags: torch.Tensor) -> dict[int, Findings]:
+    """What Pass.found says, by tile. Waits for the launch, where it lies on the device."""
     found: dict[int, Findings] = {}
-    flags = todo.found.cpu().numpy() != 0
-    for tile in np.flatnonzero(flags.any(1)).tolist():
-        inputs = np.flatnonzero(flags[tile, :-1]) - 1
-        found[tile] = Findings(tuple(inputs.tolist()), bool(flags[tile, -1]))
+    raised = flags.cpu().numpy() != 0
+    for tile in np.flatnonzero(raised.any(1)).tolist():
+        inputs = np.flatnonzero(raised[tile, :-1]) - 1
+        found[tile] = Findings(tuple(inputs.tolist()), bool(raised[tile, -1]))
     return found

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cases import LENGTHS, tile
+from devices import DEVICES
 
 from mergekern.backends import CHUNK
 from mergekern.backends.cpu import CpuBackend, instruction_sets
@@ -16,6 +17,7 @@ from mergekern.fused import Batch, ExpertScalars, Findings, FusedOp, Tile, Windo
 
 BACKENDS = [
     *(CpuBackend(threads, name) for name in instruction_sets() for threads in (1, 3)),
+    *DEVICES,
     ReferenceBackend(),
 ]
 NUMELS = [*(n for n in LENGTHS if n), 3 * CHUNK + 5, *range(1, 40)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import KINDS, LENGTHS, PHASED, tile, tiles, work_of
+from devices import DEVICES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from mergekern.backends.cpu import CpuBackend, instruction_sets
 from mergekern.backends.reference import ReferenceBackend
 
 REFERENCE = ReferenceBackend()
-BACKENDS = [CpuBackend(threads=2, instruction_set=name) for name in instruction_sets()]
+BACKENDS = [*DEVICES, *(CpuBackend(threads=2, instruction_set=name) for name in instruction_sets())]
 GRID = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import FLOATS, KINDS, LENGTHS, PHASED, bits, ops, tile, tiles, windows, work_of
+from devices import DEVICES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ from mergekern.backends.reference import ReferenceBackend, round_to
 from mergekern.fused import ExpertScalars, FusedOp, Tile, Window
 
 REFERENCE = ReferenceBackend()
-BACKENDS = [CpuBackend(threads=2, instruction_set=name) for name in instruction_sets()]
+BACKENDS = [*DEVICES, *(CpuBackend(threads=2, instruction_set=name) for name in instruction_sets())]
 GRID = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -33,7 +34,7 @@ def assert_same(op: FusedOp, t: Tile, dtype: torch.dtype) -> None:
         nan = got.isnan()
         assert torch.equal(nan, want.isnan())
         differ = (bits(got) != bits(want)) & ~nan
-        assert not differ.any(), (backend.instruction_set, op, differ.nonzero()[:3], t)
+        assert not differ.any(), (backend.name, op, differ.nonzero()[:3], t)
         assert findings == found
 
 

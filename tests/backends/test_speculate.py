@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import FLOATS, KINDS, LENGTHS, PHASED, STEP, bits, ops, same_bits, tile, tiles, windows
+from devices import DEVICES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,10 @@ from mergekern.backends.reference import ReferenceBackend
 from mergekern.fused import EVERY_INDEX, ExpertScalars, FusedOp, Tile, Window
 
 REFERENCE = ReferenceBackend()
-BACKENDS = [CpuBackend(threads, name) for name in instruction_sets() for threads in (1, 3)]
+BACKENDS = [
+    *DEVICES,
+    *(CpuBackend(threads, name) for name in instruction_sets() for threads in (1, 3)),
+]
 GRID = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -27,7 +31,7 @@ def assert_same(op: FusedOp, t: Tile, margins: list[Margin], dtype: torch.dtype 
         out = None if dtype is None else torch.full((t.numel,), 3.0, dtype=dtype)
         got = backend.speculate(op, t, margins, out)
         assert got.findings == want.findings
-        assert torch.equal(got.kept, want.kept), (backend.instruction_set, got.kept, want.kept)
+        assert torch.equal(got.kept, want.kept), (backend.name, got.kept, want.kept)
         assert torch.equal(got.open, want.open)
         if out is not None:
             assert same_bits(out, want_out)

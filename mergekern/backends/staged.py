@@ -1,0 +1,139 @@
+"""A device for what lies in the host's memory: stretches are copied in, merged there, copied out.
+
+    for each stretch: copy in (one stream) -> kernels (another) -> copy out (a third)
+
+Three stretches are under way at a time; where the host's memory is pinned, the three overlap. What
+is too little to be worth the way (samples, open elements) is done on the host: bits are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from mergekern.backends import Backend, Bracket, Counts, Margin, Speculation
+from mergekern.backends.checks import check_batch, check_out, check_tile
+from mergekern.backends.device import DeviceBackend, batch_of, findings, windows_of
+from mergekern.backends.slots import Slot, stretches
+from mergekern.fused import Batch, Findings, FusedOp, Tile
+from mergekern.tiles import cut
+
+SLOTS = 3
+LARGEST_SLOT = 64 << 20  # more does not make copies faster
+
+_HOST = torch.device("cpu")
+
+
+class StagedBackend:
+    """Backend for tensors in the host's memory that are merged on a device.
+
+    host: does what is not worth the way
+    room: bytes of the device's memory that copies may take; BudgetError, once something is merged,
+          where the inputs of CHUNK elements do not fit into a third of it
+    """
+
+    lanes = 1
+
+    def __init__(self, inner: DeviceBackend, host: Backend, room: int) -> None:
+        self.name = inner.name
+        self.device = inner.device
+        self._inner = inner
+        self._host = host
+        self._slots = [Slot(inner, min(LARGEST_SLOT, room // SLOTS)) for _ in range(SLOTS)]
+
+    def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
+        check_tile(tile, op.work, _HOST, deltas=op.rule == "task_vector")
+        check_out(tile, out, _HOST)
+        found, _ = self._run(op, batch_of(op, tile, out), windows_of(op))
+        return found.get(0, Findings())
+
+    def speculate(
+        self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None
+    ) -> Speculation:
+        check_tile(tile, op.work, _HOST)
+        if out is not None:
+            check_out(tile, out, _HOST)
+        marks = torch.empty(-(-tile.numel // 8), dtype=torch.uint8)
+        found, kept = self._run(op, batch_of(op, tile, out), windows_of(op, margins), marks)
+        return Speculation(found.get(0, Findings()), kept, marks)
+
+    def compact(self, tile: Tile, open_: torch.Tensor) -> tuple[torch.Tensor, Tile]:
+        return self._host.compact(tile, open_)
+
+    def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
+        check_batch(op, batch)
+        windows = windows_of(op) if batch.windows is None else batch.windows[:, :, None]
+        found, _ = self._run(op, batch, windows)
+        return found
+
+    def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
+        return self._host.magnitudes(tile, expert, work)
+
+    def count(
+        self, tile: Tile, brackets: list[Bracket], work: torch.dtype, tallies: list[torch.Tensor]
+    ) -> list[Counts]:
+        counted = [self._inner.count(t, brackets, work, tallies) for t in self._copies(tile)]
+        return [
+            Counts(sum(c.above for c in mine), torch.cat([c.chunks for c in mine]))
+            for mine in zip(*counted, strict=True)
+        ]
+
+    def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
+        return torch.cat([self._inner.masked_sums(op, t) for t in self._copies(tile)])
+
+    def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
+        return torch.cat([self._inner.gram(t, work) for t in self._copies(tile)])
+
+    def _run(
+        self,
+        op: FusedOp,
+        batch: Batch,
+        windows: np.ndarray | None,
+        marks: torch.Tensor | None = None,
+    ) -> tuple[dict[int, Findings], torch.Tensor]:
+        """What was found, by tile of the batch; what was counted, in all."""
+        found: dict[int, Findings] = {}
+        kept = torch.zeros((len(batch.experts), 2, 2), dtype=torch.int64)
+
+        def land(slot: Slot) -> None:
+            seen = slot.land()
+            if seen is None:
+                return
+            rows, flags, counts = seen
+            for place, news in findings(flags).items():
+                row = int(rows[place])
+                found[row] = _both(found.get(row, Findings()), news)
+            kept.add_(counts.sum(0))
+
+        for number, stretch in enumerate(stretches(batch, self._slots[0].nbytes)):
+            slot = self._slots[number % SLOTS]
+            land(slot)
+            mine = windows if windows is None or len(windows) == 1 else windows[stretch.rows]
+            slot.start(op, stretch, mine, marks)
+        for slot in self._slots:
+            land(slot)
+        return dict(sorted(found.items())), kept
+
+    def _copies(self, tile: Tile) -> Iterator[Tile]:
+        """The tile in stretches, on the device; one, where it is empty."""
+        batch = batch_of(FusedOp("task_vector", ()), tile, None)
+        every = stretches(batch, SLOTS * self._slots[0].nbytes)
+        parts = [
+            (start, start + numel)
+            for stretch in every
+            for start, numel in zip(
+                stretch.start.tolist(), stretch.batch.numel.tolist(), strict=True
+            )
+        ]
+        for start, stop in parts or [(0, 0)]:
+            part = cut(tile, start, stop)
+            base = None if part.base is None else part.base.to(self.device)
+            experts = tuple(x.to(self.device) for x in part.experts)
+            yield Tile(tile.tensor, tile.offset + start, base, experts)
+
+
+def _both(a: Findings, b: Findings) -> Findings:
+    holders = sorted({*a.non_finite, *b.non_finite})
+    return Findings(tuple(holders), a.overflow or b.overflow)
