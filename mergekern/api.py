@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from mergekern import engine
-from mergekern.backends import Backend, get_backend
+from mergekern.backends import Backend
+from mergekern.backends.choose import get_backend
 from mergekern.errors import OutputError, RecipeError
 from mergekern.fitting import Mismatch
 from mergekern.folders import output_path

@@ -11,7 +11,7 @@ from cases import tile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergekern.backends import get_backend
+from mergekern.backends.choose import get_backend
 from mergekern.keys import LOWER, Key, starts_of
 from mergekern.plan import Input, Step
 from mergekern.sampling import LEAST, MOST, draw, guess, sample_parts

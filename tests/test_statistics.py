@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mergekern import trimming
-from mergekern.backends import get_backend
+from mergekern.backends.choose import get_backend
 from mergekern.backends.cpu import CpuBackend
 from mergekern.backends.reference import ReferenceBackend, block_sums, coins, trim
 from mergekern.fused import Tile

@@ -8,7 +8,6 @@ from typing import Protocol
 
 import torch
 
-from mergekern.errors import RecipeError
 from mergekern.fused import Batch, Findings, FusedOp, Tile, Window
 
 BLOCK = 4096  # elements of one partial sum
@@ -106,22 +105,3 @@ class Backend(Protocol):
 
     def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
         """fp64 [blocks, K, K]: dot products of the deltas (weights without a base), per BLOCK."""
-
-
-def get_backend(name: str = "auto", threads: int | None = None) -> Backend:
-    """The backend of that name; "auto" takes the fastest that can run here.
-
-    threads: for backend "cpu", how many; None takes the cores this process may use.
-    """
-    whole = isinstance(threads, int) and not isinstance(threads, bool)
-    if threads is not None and not (whole and threads >= 1):
-        raise RecipeError(f"threads is {threads!r}; want a whole number from 1 on")
-    if name in ("auto", "cpu"):
-        from mergekern.backends.cpu import CpuBackend
-
-        return CpuBackend(threads)
-    if name == "reference":
-        from mergekern.backends.reference import ReferenceBackend
-
-        return ReferenceBackend()
-    raise RecipeError(f'backend {name!r} is not one of "auto", "cpu", "reference"')

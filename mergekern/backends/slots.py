@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from mergekern.backends import CHUNK
-from mergekern.backends.device import DeviceBackend, Pass
+from mergekern.backends.device import DeviceBackend
+from mergekern.backends.launch import Pass
 from mergekern.errors import BudgetError
 from mergekern.fused import Batch, FusedOp
 from mergekern.sizes import format_size

@@ -15,7 +15,8 @@ import torch
 
 from mergekern.backends import Backend, Bracket, Counts, Margin, Speculation
 from mergekern.backends.checks import check_batch, check_out, check_tile
-from mergekern.backends.device import DeviceBackend, batch_of, findings, windows_of
+from mergekern.backends.device import DeviceBackend
+from mergekern.backends.launch import batch_of, findings, windows_of
 from mergekern.backends.slots import Slot, stretches
 from mergekern.fused import Batch, Findings, FusedOp, Tile
 from mergekern.tiles import cut

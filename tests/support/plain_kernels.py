@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from mergekern.backends import BLOCK, CHUNK, Bracket, Margin
-from mergekern.backends.device import COLUMNS, Pass
+from mergekern.backends.launch import COLUMNS, Pass
 from mergekern.backends.reference import ReferenceBackend
 from mergekern.fused import ExpertScalars, FusedOp, Tile, Window
 

@@ -1,0 +1,119 @@
+"""Which backend runs a merge: what was asked for, where the tensors lie, and what there is here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+
+import torch
+
+from mergekern.backends import Backend
+from mergekern.backends.cpu import CpuBackend
+from mergekern.backends.device import DeviceBackend
+from mergekern.backends.launch import Kernels
+from mergekern.backends.reference import ReferenceBackend
+from mergekern.backends.staged import LARGEST_SLOT, SLOTS, StagedBackend
+from mergekern.errors import RecipeError
+from mergekern.methods.parameters import nearest
+
+BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
+DEVICES = ("auto", "cpu", "cuda", "cuda:0 (cuda:1 …)")
+HOST = torch.device("cpu")
+MARGIN = 0.1  # of a device's free memory that is left to others
+
+
+def get_backend(
+    name: str = "auto",
+    threads: int | None = None,
+    *,
+    device: str = "auto",
+    held: torch.device = HOST,
+    max_device_memory: int | None = None,
+) -> Backend:
+    """The backend of that name on that device; "auto" takes the fastest that can run here.
+
+    threads: for what runs on the CPU; None takes the cores this process may use
+    held:    where the tensors lie; what lies in the host's memory passes through a GPU's stretch
+             by stretch
+    max_device_memory: bytes of a GPU's memory for these stretches; None for what is free, less a
+             margin
+    Raises RecipeError where what is asked for is not here, or does not fit together.
+    """
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if threads is not None and not (whole and threads >= 1):
+        raise RecipeError(f"threads is {threads!r}; want a whole number from 1 on")
+    if name not in BACKENDS:
+        raise RecipeError(
+            f"backend is {name!r}{nearest(str(name), BACKENDS)}; want {_or(BACKENDS)}"
+        )
+    where = _place(str(device), name, held)
+    if held not in (HOST, where):
+        raise RecipeError(
+            f"the models lie on {held} and were to be merged on {where}: move them, or leave "
+            f"device ({device!r}) and backend ({name!r}) at auto"
+        )
+    if name == "reference":
+        return ReferenceBackend()
+    if name == "cpu" or (where == HOST and name != "triton"):
+        return CpuBackend(threads)
+    kernels, why_not = _kernels(name)
+    if kernels is None:
+        if (name, device, held) == ("auto", "auto", HOST):
+            return CpuBackend(threads)
+        raise RecipeError(f"nothing merges on {where} here: {why_not}")
+    merging = DeviceBackend(kernels, where)
+    if held == where:
+        return merging
+    return StagedBackend(merging, CpuBackend(threads), max_device_memory or _free(where))
+
+
+def _place(device: str, name: str, held: torch.device) -> torch.device:
+    """The device that is meant."""
+    if device == "cpu":
+        if name == "cuda":
+            raise RecipeError("backend 'cuda' merges on a GPU, device is 'cpu': leave one at auto")
+        return HOST
+    if device == "auto" and held != HOST:
+        return held
+    on_host = name in ("cpu", "reference")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        # Without a GPU, "cuda" says below what it lacks, and Triton may be interpreting.
+        wants_gpu = not on_host and (gpus or name == "cuda")
+        return (
+            torch.device("cuda", torch.cuda.current_device() if gpus else 0) if wants_gpu else HOST
+        )
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or (number and not number.isdecimal()):
+        raise RecipeError(f"device is {device!r}; want {_or(DEVICES)}")
+    if on_host:
+        raise RecipeError(
+            f"backend {name!r} merges on the CPU, device is {device!r}: leave one out"
+        )
+    if not gpus or int(number or 0) >= gpus:
+        raise RecipeError(f"device is {device!r}; torch sees {gpus} GPUs on this machine")
+    return torch.device("cuda", int(number) if number else torch.cuda.current_device())
+
+
+def _kernels(name: str) -> tuple[Kernels | None, str]:
+    """The kernels that were asked for, or the first that can run here; why there are none."""
+    reasons = []
+    for kind in ("cuda", "triton") if name == "auto" else (name,):
+        module = import_module(f"mergekern.backends.{kind}")
+        missing = module.missing()
+        if missing is None:
+            return module.kernels(), ""
+        reasons.append(f"{kind}: {missing}")
+    return None, "; ".join(reasons)
+
+
+def _free(device: torch.device) -> int:
+    """What copies may take of a device's memory."""
+    if device.type == "cpu":
+        return SLOTS * LARGEST_SLOT
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free * (1 - MARGIN))
+
+
+def _or(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
