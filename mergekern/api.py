@@ -11,21 +11,18 @@ import torch
 
 from mergekern import engine
 from mergekern.backends import Backend
-from mergekern.backends.choose import get_backend
-from mergekern.errors import OutputError, RecipeError
+from mergekern.backends.choose import HOST, check_choice, get_backend
+from mergekern.errors import CheckpointError, OutputError
 from mergekern.fitting import Mismatch
 from mergekern.folders import output_path
 from mergekern.inmemory import merge_in_memory
 from mergekern.jobs import Job, MergeReport, ready
 from mergekern.many import Plans, output_folders, plans_of, read_recipes
 from mergekern.methods import Method, all_methods
-from mergekern.methods.parameters import nearest
 from mergekern.plan import Plan
 from mergekern.progress import Progress, Silent
 from mergekern.recipe import read
 from mergekern.sizes import parse_size
-
-DEVICES = ("auto", "cpu")
 
 
 def merge(
@@ -40,6 +37,7 @@ def merge(
     out_dtype: str | torch.dtype | None = None,
     mismatch: Mismatch = "error",
     max_memory: int | str | None = None,
+    max_device_memory: int | str | None = None,
     threads: int | None = None,
     backend: str = "auto",
     device: str = "auto",
@@ -56,11 +54,18 @@ def merge(
     dtype, out_dtype: of the output, the second wins; the base's when neither is given
     mismatch:         tensors that some models lack or shape otherwise: error, base, skip-model
     max_memory:       what the process may hold, like "8GiB"
+    max_device_memory: of a GPU, for what passes through it; what is free, less a margin, if not
+                      given
+    threads:          on the CPU; the cores that this process may use if not given
+    backend:          auto, cpu, cuda, triton or reference (slow; the meaning of the rest). All give
+                      the same bytes
+    device:           auto (where the models lie; else a GPU if there is one), cpu, cuda or cuda:1
     parameters:       of the method (lambda is spelt lambda_); a list gives one value per model
     Raises MergeError, or one of its kinds, naming what was found and the mend.
     """
-    _check_device(device)
-    limit = None if max_memory is None else parse_size(max_memory, "max_memory")
+    check_choice(backend, device, threads)
+    limit = _size(max_memory, "max_memory")
+    room = _size(max_device_memory, "max_device_memory")
     recipe = read(
         recipe_or_method,
         models=models,
@@ -74,9 +79,8 @@ def merge(
     folder = None if output is None else output_path(output)
     if folder is None and not all(source.in_memory for source in recipe.sources):
         raise OutputError("models on disk are merged into a folder: give output=")
-    runner = get_backend(backend, threads)
     with ready([recipe], [folder], mismatch, max_shard_size) as jobs:
-        return _run(jobs, runner, limit, progress)[0]
+        return _run(jobs, _backend(jobs, backend, device, threads, room), limit, progress)[0]
 
 
 def plan(
@@ -98,7 +102,7 @@ def plan(
 
     str() of the plan is a table. Raises what merge() would raise before its first byte.
     """
-    limit = None if max_memory is None else parse_size(max_memory, "max_memory")
+    limit = _size(max_memory, "max_memory")
     recipe = read(
         recipe_or_method,
         models=models,
@@ -125,6 +129,7 @@ def merge_many(
     out_dtype: str | torch.dtype | None = None,
     mismatch: Mismatch = "error",
     max_memory: int | str | None = None,
+    max_device_memory: int | str | None = None,
     threads: int | None = None,
     backend: str = "auto",
     device: str = "auto",
@@ -139,8 +144,9 @@ def merge_many(
              like density=0.1,lambda=0.5; None merges in memory, in one walk over the inputs
     The rest is as for merge(), and holds for every recipe.
     """
-    _check_device(device)
-    limit = None if max_memory is None else parse_size(max_memory, "max_memory")
+    check_choice(backend, device, threads)
+    limit = _size(max_memory, "max_memory")
+    room = _size(max_device_memory, "max_device_memory")
     named = read_recipes(
         recipes, preset=preset, seed=seed, dtype=dtype, out_dtype=out_dtype, parameters=parameters
     )
@@ -148,9 +154,8 @@ def merge_many(
     on_disk = [s.label for recipe in named.values() for s in recipe.sources if not s.in_memory]
     if on_disk and None in folders:
         raise OutputError(f"models on disk, as {on_disk[0]}, are merged into folders: give outputs")
-    runner = get_backend(backend, threads)
     with ready(list(named.values()), folders, mismatch, max_shard_size) as jobs:
-        return _run(jobs, runner, limit, progress)
+        return _run(jobs, _backend(jobs, backend, device, threads, room), limit, progress)
 
 
 def plan_many(
@@ -167,7 +172,7 @@ def plan_many(
     **parameters: Any,
 ) -> Plans:
     """What merge_many() with these arguments would read, write and hold; reads headers only."""
-    limit = None if max_memory is None else parse_size(max_memory, "max_memory")
+    limit = _size(max_memory, "max_memory")
     named = read_recipes(
         recipes, preset=preset, seed=seed, dtype=dtype, out_dtype=out_dtype, parameters=parameters
     )
@@ -207,7 +212,19 @@ def _run(
     return [job.report(summary) for job, summary in zip(jobs, summaries, strict=True)]
 
 
-def _check_device(device: str) -> None:
-    if device not in DEVICES:
-        hint = nearest(str(device), DEVICES)
-        raise RecipeError(f"device is {device!r}{hint} (want {' or '.join(DEVICES)}; others later)")
+def _backend(
+    jobs: Sequence[Job], name: str, device: str, threads: int | None, room: int | None
+) -> Backend:
+    """The backend for these jobs, by where their models lie."""
+    places = {c.device: c.label for job in jobs for c in job.checkpoints}
+    if any(job.output is not None for job in jobs):
+        places = {}  # what lies on a GPU passes through the host's buffers, as files do
+    elif len(places) > 1:
+        found = ", ".join(f"{label} on {place}" for place, label in places.items())
+        raise CheckpointError(f"models lie on several devices ({found}): move them to one")
+    held = next(iter(places), HOST)
+    return get_backend(name, threads, device=device, held=held, max_device_memory=room)
+
+
+def _size(given: int | str | None, name: str) -> int | None:
+    return None if given is None else parse_size(given, name)

@@ -43,8 +43,11 @@ PresetName = Annotated[str | None, typer.Option(help="A named bundle of paramete
 Memory = Annotated[str | None, typer.Option(help="What the process may hold, like 8GiB.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Default: the cores it may use.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Of methods that draw random numbers.")]
-Device = Annotated[str, typer.Option(help="auto or cpu.")]
-BackendName = Annotated[str, typer.Option("--backend", help="auto, cpu or reference.")]
+DeviceMemory = Annotated[str | None, typer.Option(help="Of a GPU; default: most of what is free.")]
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:1.")]
+BackendName = Annotated[
+    str, typer.Option("--backend", help="auto, cpu, cuda, triton or reference: same bytes.")
+]
 MismatchRule = Annotated[
     str, typer.Option("--mismatch", help="Tensors that do not fit: error, base or skip-model.")
 ]
@@ -75,6 +78,7 @@ def merge_command(
     param: Params = None,
     preset: PresetName = None,
     max_memory: Memory = None,
+    max_device_memory: DeviceMemory = None,
     threads: Threads = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -90,7 +94,7 @@ def merge_command(
     """Merge models into a folder that transformers loads; a grid into a folder for each point."""
     with _one_line_errors(debug):
         if dry_run:
-            running = ("threads", "device", "backend")
+            running = ("threads", "device", "backend", "max_device_memory")
             typer.echo(str(_plan(_arguments(context, without=running))))
             return
         done = _merge(_arguments(context) | {"progress": choose_progress(quiet)})

@@ -46,6 +46,7 @@ class Run:
         self._showing = False
         self._table = tabulate(plans, checkpoints)
         self._pipeline = Pipeline(self._table, Arena(estimate.buffers))
+        self._unpin = backend.pin(self._pipeline.arena.tensor)
         self._cutter = Cutter(self._table, estimate.buffers, estimate.tile)
         self._shared = Shared(backend)
         made = (backend, self._pipeline, self._cutter, self._shared)
@@ -99,6 +100,7 @@ class Run:
     def close(self) -> None:
         """Stop the threads and let go of files and buffers; what is recorded stays."""
         self._pipeline.close()
+        self._unpin()
         if self._showing:
             self._progress.stop()
         for member in self._members:

@@ -182,8 +182,12 @@ def test_the_output_may_not_overlap_an_input(folders) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cuda"}, r"device is 'cuda' \(want auto or cpu"),
-        ({"backend": "cpx"}, "backend 'cpx'"),
+        ({"device": "coda"}, r"device is 'coda'; did you mean 'cuda'\?; want auto, cpu, cuda or"),
+        ({"device": "cuda:x"}, "device is 'cuda:x'"),
+        ({"backend": "cpx"}, "backend is 'cpx'; did you mean 'cpu'"),
+        ({"device": "cuda", "backend": "cpu"}, "backend 'cpu' merges on the CPU, not on 'cuda'"),
+        ({"device": "cpu", "backend": "cuda"}, "backend 'cuda' merges on a GPU"),
+        ({"max_device_memory": "lots"}, "max_device_memory is 'lots'; want a size"),
         ({"max_memory": "lots"}, "max_memory is 'lots'; want a size"),
         ({"max_shard_size": 0}, "max_shard_size is 0; want a size"),
         ({"mismatch": "ignore"}, "mismatch is 'ignore'"),

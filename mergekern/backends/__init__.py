@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -70,6 +70,10 @@ class Backend(Protocol):
     name: str
     lanes: int
 
+    def pin(self, memory: torch.Tensor) -> Callable[[], None]:
+        """Told of host memory that many inputs will come from. Returns what to call before it is
+        given back."""
+
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
         """Run the op over a tile into `out` (flat, any mergeable dtype)."""
 
@@ -105,3 +109,7 @@ class Backend(Protocol):
 
     def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
         """fp64 [blocks, K, K]: dot products of the deltas (weights without a base), per BLOCK."""
+
+
+def nothing() -> None:
+    """What undoes a pin() that did nothing."""

@@ -39,13 +39,7 @@ def get_backend(
              margin
     Raises RecipeError where what is asked for is not here, or does not fit together.
     """
-    whole = isinstance(threads, int) and not isinstance(threads, bool)
-    if threads is not None and not (whole and threads >= 1):
-        raise RecipeError(f"threads is {threads!r}; want a whole number from 1 on")
-    if name not in BACKENDS:
-        raise RecipeError(
-            f"backend is {name!r}{nearest(str(name), BACKENDS)}; want {_or(BACKENDS)}"
-        )
+    check_choice(name, device, threads)
     where = _place(str(device), name, held)
     if held not in (HOST, where):
         raise RecipeError(
@@ -67,29 +61,38 @@ def get_backend(
     return StagedBackend(merging, CpuBackend(threads), max_device_memory or _free(where))
 
 
+def check_choice(name: str, device: str, threads: int | None) -> None:
+    """Raise RecipeError for what is no backend, no device or no number of threads anywhere."""
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if threads is not None and not (whole and threads >= 1):
+        raise RecipeError(f"threads is {threads!r}; want a whole number from 1 on")
+    if name not in BACKENDS:
+        raise RecipeError(
+            f"backend is {name!r}{nearest(str(name), BACKENDS)}; want {_or(BACKENDS)}"
+        )
+    kind, _, number = str(device).partition(":")
+    if device not in ("auto", "cpu") and (kind != "cuda" or not (number or "0").isdecimal()):
+        hint = nearest(str(device), DEVICES)
+        raise RecipeError(f"device is {device!r}{hint}; want {_or(DEVICES)}")
+    if kind == "cuda" and name in ("cpu", "reference"):
+        raise RecipeError(f"backend {name!r} merges on the CPU, not on {device!r}: leave one out")
+    if device == "cpu" and name == "cuda":
+        raise RecipeError("backend 'cuda' merges on a GPU, device is 'cpu': leave one out")
+
+
 def _place(device: str, name: str, held: torch.device) -> torch.device:
     """The device that is meant."""
     if device == "cpu":
-        if name == "cuda":
-            raise RecipeError("backend 'cuda' merges on a GPU, device is 'cpu': leave one at auto")
         return HOST
     if device == "auto" and held != HOST:
         return held
-    on_host = name in ("cpu", "reference")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
         # Without a GPU, "cuda" says below what it lacks, and Triton may be interpreting.
-        wants_gpu = not on_host and (gpus or name == "cuda")
-        return (
-            torch.device("cuda", torch.cuda.current_device() if gpus else 0) if wants_gpu else HOST
-        )
-    kind, _, number = device.partition(":")
-    if kind != "cuda" or (number and not number.isdecimal()):
-        raise RecipeError(f"device is {device!r}; want {_or(DEVICES)}")
-    if on_host:
-        raise RecipeError(
-            f"backend {name!r} merges on the CPU, device is {device!r}: leave one out"
-        )
+        if name in ("cpu", "reference") or not (gpus or name == "cuda"):
+            return HOST
+        return torch.device("cuda", torch.cuda.current_device() if gpus else 0)
+    number = device.partition(":")[2]
     if not gpus or int(number or 0) >= gpus:
         raise RecipeError(f"device is {device!r}; torch sees {gpus} GPUs on this machine")
     return torch.device("cuda", int(number) if number else torch.cuda.current_device())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from mergekern import _C, huge
-from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation
+from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation, nothing
 from mergekern.backends.checks import check_batch, check_inputs, check_open, check_out, check_tile
 from mergekern.fused import Batch, ExpertScalars, Findings, FusedOp, Tile, Window
 
@@ -50,6 +50,9 @@ class CpuBackend:
     def __init__(self, threads: int | None = None, instruction_set: str = "") -> None:
         self.threads = self.lanes = threads or available_cores()
         self.instruction_set = instruction_set or instruction_sets()[-1]
+
+    def pin(self, memory: torch.Tensor) -> Callable[[], None]:
+        return nothing
 
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
         check_tile(tile, op.work, _CPU, deltas=op.rule == "task_vector")

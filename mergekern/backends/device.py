@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation
+from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation, nothing
 from mergekern.backends.checks import (
     check_batch,
     check_inputs,
@@ -36,6 +36,9 @@ class DeviceBackend:
         self.name = kernels.name
         self.device = device
         self._kernels = kernels
+
+    def pin(self, memory: torch.Tensor) -> Callable[[], None]:
+        return nothing
 
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
         check_tile(tile, op.work, self.device, deltas=op.rule == "task_vector")

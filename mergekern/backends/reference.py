@@ -7,13 +7,13 @@ once, in the order in which the experts stand in the recipe.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation
+from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation, nothing
 from mergekern.fused import Batch, ExpertScalars, Findings, FusedOp, Tile, Window
 
 _LANES = 16  # partial sums of a reduction
@@ -25,6 +25,9 @@ _WORD = 0xFFFFFFFF
 class ReferenceBackend:
     name = "reference"
     lanes = 1
+
+    def pin(self, memory: torch.Tensor) -> Callable[[], None]:
+        return nothing
 
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
         rule = task_vector if op.rule == "task_vector" else linear_combination

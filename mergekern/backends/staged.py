@@ -8,12 +8,13 @@ is too little to be worth the way (samples, open elements) is done on the host: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 
-from mergekern.backends import Backend, Bracket, Counts, Margin, Speculation
+from mergekern.backends import Backend, Bracket, Counts, Margin, Speculation, nothing
 from mergekern.backends.checks import check_batch, check_out, check_tile
 from mergekern.backends.device import DeviceBackend
 from mergekern.backends.launch import batch_of, findings, windows_of
@@ -25,6 +26,8 @@ SLOTS = 3
 LARGEST_SLOT = 64 << 20  # more does not make copies faster
 
 _HOST = torch.device("cpu")
+
+log = logging.getLogger(__name__)
 
 
 class StagedBackend:
@@ -43,6 +46,18 @@ class StagedBackend:
         self._inner = inner
         self._host = host
         self._slots = [Slot(inner, min(LARGEST_SLOT, room // SLOTS)) for _ in range(SLOTS)]
+
+    def pin(self, memory: torch.Tensor) -> Callable[[], None]:
+        """Page-locked, so that copies run beside kernels."""
+        if self.device.type != "cuda":
+            return nothing
+        runtime, address = torch.cuda.cudart(), memory.data_ptr()
+        with torch.cuda.device(self.device):
+            refused = int(runtime.cudaHostRegister(address, memory.nbytes, 0))
+        if refused:
+            log.warning("%s: memory cannot be pinned (CUDA error %d): slower", self.device, refused)
+            return nothing
+        return lambda: runtime.cudaHostUnregister(address)
 
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
         check_tile(tile, op.work, _HOST, deltas=op.rule == "task_vector")

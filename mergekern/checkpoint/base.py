@@ -43,6 +43,7 @@ class Checkpoint(Protocol):
     folder:       where the side files lie, None in memory
     fingerprint:  file name -> sha256 of its header ({} in memory)
     on_disk:      True when read() copies into the buffer; False when it returns a view of memory
+    device:       where read() without a buffer leaves what it returns
     files:        TensorInfo.file -> the open file, where a tensor's bytes lie there just as read()
                   gives them; files that must be decoded or are in memory are left out
     """
@@ -55,6 +56,7 @@ class Checkpoint(Protocol):
     folder: Path | None
     fingerprint: Mapping[str, str]
     on_disk: bool
+    device: torch.device
     files: Mapping[str, WeightFile]
 
     def read(self, name: str, start: int, stop: int, buffer: torch.Tensor | None) -> torch.Tensor:

@@ -14,6 +14,7 @@ from mergekern.checkpoint.base import TensorInfo, listing
 from mergekern.checkpoint.files import WeightFile
 from mergekern.errors import CheckpointError
 
+DEVICES = ("cpu", "cuda")
 PLAIN = (torch.Tensor, torch.nn.Parameter)  # subclasses may keep their bytes elsewhere
 
 
@@ -21,7 +22,8 @@ class MemoryCheckpoint:
     """Tensors that lie in memory already; read() hands out views of them.
 
     Those of files that were mapped say so: places is tensor -> file, files are the open ones.
-    Raises CheckpointError naming the entries that are no plain tensors on the CPU.
+    Raises CheckpointError naming the entries that are no plain tensors, and tensors that lie on
+    another device than the rest.
     """
 
     on_disk = False
@@ -40,6 +42,7 @@ class MemoryCheckpoint:
     ) -> None:
         self.label = label
         self._tensors = plain_tensors(label, state)
+        self.device = _device(label, self._tensors)
         self.config: Mapping[str, Any] = config or {}
         self.generation_config: Mapping[str, Any] = generation_config or {}
         self.folder = folder
@@ -94,7 +97,7 @@ def _settings(module: torch.nn.Module, name: str, method: str) -> dict[str, Any]
 
 
 def plain_tensors(label: str, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The state dict as detached dense CPU tensors; CheckpointError names what is none."""
+    """The state dict as detached dense tensors; CheckpointError names what is none."""
     if not state:
         raise CheckpointError(f"{label}: holds no tensors")
     names = [name for name in state if not isinstance(name, str)]
@@ -117,12 +120,27 @@ def _plain(label: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
         raise CheckpointError(f"{where}: is a {kind}, wanted a plain dense tensor: convert it")
     if tensor.is_meta:
         raise CheckpointError(f"{where}: is on the meta device, it has no values: load them first")
-    if tensor.device.type != "cpu":
-        raise CheckpointError(f"{where}: is on {tensor.device}: move it to the CPU")
+    if tensor.device.type not in DEVICES:
+        raise CheckpointError(
+            f"{where}: is on {tensor.device}: move it to the CPU or a GPU of torch.cuda's"
+        )
     if tensor.is_quantized:
         raise CheckpointError(f"{where}: is quantised ({tensor.dtype}): dequantise it first")
     # A view may say "negate me on reading", which its bytes do not show.
     return tensor.detach().resolve_conj().resolve_neg()
+
+
+def _device(label: str, tensors: Mapping[str, torch.Tensor]) -> torch.device:
+    """Where all of them lie."""
+    first = next(iter(tensors))
+    device = tensors[first].device
+    for name, tensor in tensors.items():
+        if tensor.device != device:
+            raise CheckpointError(
+                f"{label}: tensor {first!r} is on {device}, {name!r} on {tensor.device}: move them "
+                f"to one device"
+            )
+    return device
 
 
 def _aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -26,6 +26,7 @@ class SafetensorsCheckpoint:
     """
 
     on_disk = True
+    device = torch.device("cpu")
 
     def __init__(
         self,

@@ -130,12 +130,12 @@ def test_refuses_quantised_tensors() -> None:
 
 def test_refuses_other_devices() -> None:
     class Elsewhere(torch.Tensor):
-        device = torch.device("cuda:1")
+        device = torch.device("xpu:1")
 
     from mergekern.checkpoint import memory
 
     tensor = torch.ones(1).as_subclass(Elsewhere)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "PLAIN", (Elsewhere,))
-        with pytest.raises(CheckpointError, match="tensor 'w': is on cuda:1: move it to the CPU"):
+        with pytest.raises(CheckpointError, match="tensor 'w': is on xpu:1: move it to the CPU"):
             open_checkpoint({"w": tensor})
