@@ -170,6 +170,7 @@ static void finish(Finish<Out>& f, const Floats* num, const Floats* den, int n) 
       const Pair b = In::load(g.base + In::size * i);
       x = {b.first + g.scale * x.first, b.second + g.scale * x.second};
     }
+    if (In::size > Out::size) x = {plain_nan(x.first), plain_nan(x.second)};
     Out::store(reorder<In, Out>(x), g.out + Out::size * i, g.streamed, &largest);
   }
   f.largest = largest;
