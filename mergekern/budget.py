@@ -199,12 +199,12 @@ def open_element(step: Step) -> int:
 
 
 def _open(plan: Plan) -> int:
-    """Bytes that open elements of one tensor, held in memory, may take."""
+    """Bytes that open elements of one tensor may take; those of a whole model go to a file."""
     return max(
         (
             most_open(step.numel, _searches(step.spec)) * open_element(step)
             for step in plan.steps
-            if step.spec is not None and step.spec.whole_tensor and step.spec.trims
+            if step.spec is not None and step.spec.trims and not step.spec.whole_model
         ),
         default=0,
     )

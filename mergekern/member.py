@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from mergekern.findings import check_copied, check_findings
 from mergekern.fused import FusedOp
 from mergekern.plan import Step
 from mergekern.shared import Shared
-from mergekern.sources import Reel, Resident
+from mergekern.sources import Reel
+from mergekern.spill import SpilledDoubts
 from mergekern.statistics import fused_op
 from mergekern.stream import CHUNK, Flight, Pipeline
 from mergekern.table import Target
@@ -85,8 +87,12 @@ class Member:
                 self.target, self._backend, reel, self._pipeline, self.destination
             )
             self._trial.begin(self._shared)
-        else:
-            self.destination.keep_windows(self._shared.windows(self.target, rows, reel))
+            return
+        path, steps = self.destination.doubts_path, reel.steps
+        with closing(SpilledDoubts(path, steps, self.target.dtypes)) as doubts:
+            doubts.forget()
+            windows = self._shared.windows(self.target, rows, reel, doubts)
+        self.destination.keep_windows(windows)
 
     @property
     def ahead(self) -> int:
@@ -187,10 +193,10 @@ class Member:
             if out.data_ptr() != tile.experts[0].data_ptr():
                 out.copy_(tile.experts[0])
             return
-        if self._op is None or self._op[0] != row:  # a tensor's tiles follow each other
-            tensors = Resident([(step, tile)])
-            self._op = (row, self._shared.op(self.target, row, tensors, self._known(step)))
-        found = self._backend.fuse(self._op[1], tile, out)
+        if self._op is not None and self._op[0] == row:  # one of many tiles
+            found = self._backend.fuse(self._op[1], tile, out)
+        else:
+            found = self._shared.fuse(self.target, row, tile, out, self._known(step))
         check_findings(self._plan, checkpoints, step, found)
 
     def _known(self, step: Step) -> Windows | None:

@@ -85,6 +85,11 @@ class Target:
         """One of its inputs, the base being the first."""
         return self.sources[int(self.inputs[row, place])]
 
+    def dtypes(self, step: Step) -> list[torch.dtype]:
+        """Of a step's inputs, the base being the first."""
+        opened = self.checkpoints
+        return [opened[read.model].tensors[read.name].dtype for read in step.inputs]
+
     def _by_kind(self, values: list[bool]) -> np.ndarray:
         return np.array([*values, False], bool)[self.kind]
 

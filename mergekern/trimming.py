@@ -25,12 +25,14 @@ Windows = dict[str, tuple[Window, ...]]  # output tensor -> one window per exper
 log = logging.getLogger(__name__)
 
 
-def exact_windows(backend: Backend, tensors: Tensors) -> Windows:
+def exact_windows(
+    backend: Backend, tensors: Tensors, doubts: Doubts | None = None, room: int | None = None
+) -> Windows:
     """One window per expert and tensor, for magnitudes ranked over all given tensors together.
 
-    Reads a sample and then everything once; again where the sample misled.
+    Reads a sample and then everything once; again where the sample misled. See Trial for the rest.
     """
-    trial = start_trial(backend, tensors)
+    trial = start_trial(backend, tensors, doubts, room)
     if trial is None:
         return _windows(tensors.steps, {})
     trial.scan(tensors)

@@ -84,12 +84,16 @@ class CpuBackend:
         )
         return Speculation(Findings(tuple(found.non_finite), found.overflow), kept, marked)
 
-    def compact(self, tile: Tile, open_: torch.Tensor) -> tuple[torch.Tensor, Tile]:
+    def compact(
+        self, tile: Tile, open_: torch.Tensor, most: int
+    ) -> tuple[torch.Tensor, Tile] | None:
         _check_inputs(tile)
         if open_.dtype != torch.uint8 or open_.numel() != -(-tile.numel // 8):
             raise ValueError(f"{tile.tensor}: want one bit for each of {tile.numel} elements")
         open_ = open_.contiguous()
         starts = _C.open_starts(self.threads, open_.data_ptr(), tile.numel)
+        if starts[-1] > most:
+            return None
         index = huge.empty(starts[-1], torch.int64)
         base = None if tile.base is None else huge.empty(starts[-1], tile.base.dtype)
         experts = tuple(huge.empty(starts[-1], x.dtype) for x in tile.experts)

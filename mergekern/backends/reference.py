@@ -49,9 +49,13 @@ class ReferenceBackend:
         found = Findings() if out is None else self.fuse(op, tile, out)
         return Speculation(found, kept, packed)
 
-    def compact(self, tile: Tile, open_: torch.Tensor) -> tuple[torch.Tensor, Tile]:
+    def compact(
+        self, tile: Tile, open_: torch.Tensor, most: int
+    ) -> tuple[torch.Tensor, Tile] | None:
         bits = np.unpackbits(open_.numpy(), count=tile.numel, bitorder="little")
         index = torch.from_numpy(bits).nonzero()[:, 0]
+        if index.numel() > most:
+            return None
         base = None if tile.base is None else tile.base[index]
         return index, Tile(tile.tensor, 0, base, tuple(x[index] for x in tile.experts))
 
