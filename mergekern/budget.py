@@ -172,6 +172,7 @@ def _scratch(plan: Plan, tile: int | None, lanes: int) -> int:
         if step.spec is not None and step.spec.trims:
             selection = max(selection, _selection(step, step.numel, lanes))
             chunks += step.numel // CHUNK * 8 * experts * 2
+            kernel = max(kernel, min(step.numel, CHUNK) * step.work.itemsize * lanes)
         if tile is not None:
             per_element = _REFERENCE_FIXED + _REFERENCE_EXPERT * experts
             kernel = max(kernel, min(step.numel, tile) * per_element)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mergekern.backends import Backend
-from mergekern.batches import batch_of, by_kind, window_column
+from mergekern.batches import batch_of, by_kind, fuse_batch, window_column
 from mergekern.cargo import Cargo
 from mergekern.destination import Destination
 from mergekern.findings import check_copied, check_findings
@@ -122,7 +122,7 @@ class Member:
         target, cargo = self.target, flight.cargo(self.target)
         row = cargo.pieces.row
         tried = np.zeros(len(row), bool) if self._trial is None else self._trial.tries[row]
-        apart = (target.whole_tensor | target.copied)[row]
+        apart = self._apart[row]
         for group in by_kind(target, row, np.flatnonzero(~apart & ~tried)):
             self._merge_batch(cargo, group)
         for piece in np.flatnonzero(apart).tolist():
@@ -161,14 +161,21 @@ class Member:
     def _missing(self) -> Ranges:
         return self.destination.missing(self.target, self.target.whole_tensor & self._cutter.fits)
 
+    @cached_property
+    def _apart(self) -> np.ndarray:
+        """True for tensors that do not go in batches, by row."""
+        ranked = self.target.ranked & self._cutter.fits
+        return self.target.whole_tensor & ~ranked | self.target.copied
+
     def _merge_batch(self, cargo: Cargo, chosen: np.ndarray) -> None:
-        """Pieces of one kind, which need no statistics but those of the whole model."""
+        """Pieces of one kind, which need no statistics but those of the whole model, or else small
+        tensors."""
         rows = cargo.pieces.row[chosen]
         step = self.target.steps[int(rows[0])]
         op = self._shared_op(int(self.target.kind[rows[0]]), step)
         trimmed = self._cuts if step.spec is not None and step.spec.whole_model else None
         batch = batch_of(self.target, cargo, op, chosen, trimmed)
-        found = self._backend.fuse_batch(op, batch)
+        found = fuse_batch(self._backend, op, batch, self._shared.batches)
         for tile in sorted(found):
             step = self.target.steps[int(rows[tile])]
             check_findings(self._plan, self.target.checkpoints, step, found[tile])

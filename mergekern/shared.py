@@ -25,6 +25,7 @@ class Shared:
     """Samples, and the windows and scales of what is being merged, by what was read for them.
 
     open_bytes: what open elements of guesses may take in memory
+    batches:    windows that batches.fuse_batch() found
     """
 
     def __init__(self, backend: Backend, open_bytes: int) -> None:
@@ -33,10 +34,11 @@ class Shared:
         self._samples: dict[Hashable, Sample] = {}
         self._windows: dict[Hashable, Windows] = {}
         self._scales: dict[Hashable, tuple[float, ...] | None] = {}
+        self.batches: dict[Hashable, np.ndarray] = {}
 
     def forget(self) -> None:
         """Other tensors come now."""
-        self._samples, self._windows, self._scales = {}, {}, {}
+        self._samples, self._windows, self._scales, self.batches = {}, {}, {}, {}
 
     def draw(
         self, target: Target, tensors: Tensors, work: torch.dtype, experts: Iterable[int]

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from mergekern.backends import CHUNK
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.files import WeightFile
 from mergekern.fused import name_hash
@@ -54,6 +55,12 @@ class Target:
     def whole_tensor(self) -> np.ndarray:
         """True for steps whose method needs numbers of the whole tensor first."""
         return self._by_kind([s.spec is not None and s.spec.whole_tensor for s in self._of_kinds])
+
+    @cached_property
+    def ranked(self) -> np.ndarray:
+        """True for tensors whose thresholds a batch can find; see fused.Batch."""
+        ranked = [step.spec is not None and step.spec.ranked for step in self._of_kinds]
+        return self._by_kind(ranked) & (self.numel <= CHUNK)
 
     @cached_property
     def whole_model(self) -> np.ndarray:
