@@ -199,6 +199,17 @@ def open_element(step: Step) -> int:
     return 24 + sum(step.work.itemsize for _ in step.inputs)
 
 
+def spilled_bytes(plan: Plan) -> int:
+    """What open elements of a whole model may take on disk."""
+    ranked = [(s, s.spec) for s in plan.steps if s.spec is not None and s.spec.whole_model]
+    most = most_open(
+        sum(step.numel for step, _ in ranked),
+        max((_searches(spec) for _, spec in ranked), default=0),
+    )
+    element = max((8 + sum(s.work.itemsize for _ in s.inputs) for s, _ in ranked), default=0)
+    return most * element
+
+
 def _open(plan: Plan) -> int:
     """Bytes that open elements of one tensor may take; those of a whole model go to a file."""
     return max(

@@ -112,6 +112,12 @@ class Trial:
             self.bets[wanted].reach_key += by_key
             self.bets[wanted].reach_cut += by_cut
 
+    def restore(self, reach: Reach, opened: int) -> None:
+        """Add what an earlier run counted in a part, with its open elements; doubts has them."""
+        self.count(reach)
+        self._room -= opened
+        self.lost = self.lost or self._room < 0
+
     def scan(self, tensors: Tensors) -> None:
         """The pass, without merging."""
         for step, tile in tensors.tiles():

@@ -90,7 +90,7 @@ class TrialPass:
             for tried in self._destination.tried(buffer, readers):
                 fits = all(found.length <= room for found in tried.ranges)
                 if fits and self._doubts.restore(tried.doubts):
-                    trial.count(tried.reach)
+                    trial.restore(tried.reach, sum(entry.count for entry in tried.doubts))
                     self._ranges += tried.ranges
         self._trial = trial
 

@@ -64,7 +64,7 @@ def start_trial(
 def go_on_with_trial(
     backend: Backend, steps: Sequence[Step], bets: dict[Wanted, Bet], doubts: Doubts
 ) -> Trial:
-    """A trial whose bets are known; count() then takes in what was seen before."""
+    """A trial whose bets are known; restore() then takes in what was seen before."""
     _, by_index = _ranks(steps)
     return Trial(backend, steps, bets, by_index, doubts)
 
