@@ -172,6 +172,7 @@ def _scratch(plan: Plan, tile: int | None, lanes: int) -> int:
         if step.spec is not None and step.spec.trims:
             selection = max(selection, _selection(step, step.numel, lanes))
             chunks += step.numel // CHUNK * 8 * experts * 2
+            kernel = max(kernel, min(step.numel, CHUNK) * step.work.itemsize * lanes)
         if tile is not None:
             per_element = _REFERENCE_FIXED + _REFERENCE_EXPERT * experts
             kernel = max(kernel, min(step.numel, tile) * per_element)
@@ -198,13 +199,24 @@ def open_element(step: Step) -> int:
     return 24 + sum(step.work.itemsize for _ in step.inputs)
 
 
+def spilled_bytes(plan: Plan) -> int:
+    """What open elements of a whole model may take on disk."""
+    ranked = [(s, s.spec) for s in plan.steps if s.spec is not None and s.spec.whole_model]
+    most = most_open(
+        sum(step.numel for step, _ in ranked),
+        max((_searches(spec) for _, spec in ranked), default=0),
+    )
+    element = max((8 + sum(s.work.itemsize for _ in s.inputs) for s, _ in ranked), default=0)
+    return most * element
+
+
 def _open(plan: Plan) -> int:
-    """Bytes that open elements of one tensor, held in memory, may take."""
+    """Bytes that open elements of one tensor may take; those of a whole model go to a file."""
     return max(
         (
             most_open(step.numel, _searches(step.spec)) * open_element(step)
             for step in plan.steps
-            if step.spec is not None and step.spec.whole_tensor and step.spec.trims
+            if step.spec is not None and step.spec.trims and not step.spec.whole_model
         ),
         default=0,
     )

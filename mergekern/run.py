@@ -47,7 +47,7 @@ class Run:
         self._table = tabulate(plans, checkpoints)
         self._pipeline = Pipeline(self._table, Arena(estimate.buffers))
         self._cutter = Cutter(self._table, estimate.buffers, estimate.tile)
-        self._shared = Shared(backend)
+        self._shared = Shared(backend, estimate.open)
         made = (backend, self._pipeline, self._cutter, self._shared)
         self._members = [Member(target, *made) for target in self._table.targets]
         self._seen = np.zeros(len(self._table.numel), bool)  # tensors that were shown as done

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from mergekern.backends import CHUNK
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.files import WeightFile
 from mergekern.fused import name_hash
@@ -56,6 +57,12 @@ class Target:
         return self._by_kind([s.spec is not None and s.spec.whole_tensor for s in self._of_kinds])
 
     @cached_property
+    def ranked(self) -> np.ndarray:
+        """True for tensors whose thresholds a batch can find; see fused.Batch."""
+        ranked = [step.spec is not None and step.spec.ranked for step in self._of_kinds]
+        return self._by_kind(ranked) & (self.numel <= CHUNK)
+
+    @cached_property
     def whole_model(self) -> np.ndarray:
         """Rows that need a number of the whole model, in the order of the plan."""
         specs = [step.spec for step in self._of_kinds]
@@ -84,6 +91,11 @@ class Target:
     def source(self, row: int, place: int) -> Source:
         """One of its inputs, the base being the first."""
         return self.sources[int(self.inputs[row, place])]
+
+    def dtypes(self, step: Step) -> list[torch.dtype]:
+        """Of a step's inputs, the base being the first."""
+        opened = self.checkpoints
+        return [opened[read.model].tensors[read.name].dtype for read in step.inputs]
 
     def _by_kind(self, values: list[bool]) -> np.ndarray:
         return np.array([*values, False], bool)[self.kind]

@@ -84,12 +84,16 @@ class CpuBackend:
         )
         return Speculation(Findings(tuple(found.non_finite), found.overflow), kept, marked)
 
-    def compact(self, tile: Tile, open_: torch.Tensor) -> tuple[torch.Tensor, Tile]:
+    def compact(
+        self, tile: Tile, open_: torch.Tensor, most: int
+    ) -> tuple[torch.Tensor, Tile] | None:
         _check_inputs(tile)
         if open_.dtype != torch.uint8 or open_.numel() != -(-tile.numel // 8):
             raise ValueError(f"{tile.tensor}: want one bit for each of {tile.numel} elements")
         open_ = open_.contiguous()
         starts = _C.open_starts(self.threads, open_.data_ptr(), tile.numel)
+        if starts[-1] > most:
+            return None
         index = huge.empty(starts[-1], torch.int64)
         base = None if tile.base is None else huge.empty(starts[-1], tile.base.dtype)
         experts = tuple(huge.empty(starts[-1], x.dtype) for x in tile.experts)
@@ -107,7 +111,7 @@ class CpuBackend:
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         _check_batch(op, batch)
         columns = (batch.inputs, batch.outs, batch.offset, batch.numel, batch.name_hash)
-        windows = 0 if batch.windows is None else batch.windows.ctypes.data
+        optional = (batch.windows, batch.ranks)
         found = _C.fuse_batch(
             self._how(op.work),
             _native(op),
@@ -115,7 +119,11 @@ class CpuBackend:
             _C.DType.f32 if batch.base is None else _DTYPES[batch.base],
             _DTYPES[batch.out],
             len(batch),
-            [*(column.ctypes.data for column in columns), windows],
+            [
+                *(column.ctypes.data for column in columns),
+                *(0 if column is None else column.ctypes.data for column in optional),
+            ],
+            batch.by_index,
         )
         return {tile: Findings(tuple(inputs), overflow) for tile, inputs, overflow in found}
 
@@ -213,6 +221,8 @@ def _check_batch(op: FusedOp, batch: Batch) -> None:
     ]
     if batch.windows is not None:
         columns.append((batch.windows, np.int64, (count, experts, 4)))
+    if batch.ranks is not None:
+        columns.append((batch.ranks, np.int64, (count, experts, 2)))
     for column, dtype, shape in columns:
         if column.dtype != dtype or column.shape != shape or not column.flags.c_contiguous:
             raise ValueError(
@@ -222,9 +232,20 @@ def _check_batch(op: FusedOp, batch: Batch) -> None:
         raise ValueError("a batch of deltas needs a base")
     if (batch.offset % CHUNK).any():
         raise ValueError(f"every tile of a batch starts at a multiple of {CHUNK}")
+    if batch.ranks is not None:
+        _check_ranks(batch, batch.ranks)
     given = {*batch.experts, *(() if batch.base is None else (batch.base,))}
     if not given <= _DTYPES.keys() or (torch.float64 in given and op.work != torch.float64):
         raise ValueError(f"a batch of {sorted(map(str, given))} is not computed in {op.work}")
+
+
+def _check_ranks(batch: Batch, ranks: np.ndarray) -> None:
+    if batch.windows is None or not batch.windows.flags.writeable or batch.base is None:
+        raise ValueError("ranks are those of deltas, and need a column for windows")
+    if batch.offset.any() or (batch.numel > CHUNK).any():
+        raise ValueError(f"only whole tensors of no more than {CHUNK} elements are ranked")
+    if (ranks < 0).any() or (ranks > batch.numel[:, None, None]).any():
+        raise ValueError("a rank is one of a tensor's elements, or 0")
 
 
 def _inputs(tile: Tile, scalars: tuple[ExpertScalars, ...] | None = None) -> _C.Inputs:
