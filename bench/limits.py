@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import machine
-from rows import Row, show
+from rows import Row, markdown, show
 from settings import Settings
 
 from mergekern.backends.cpu import available_cores
@@ -52,7 +52,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--scratch", type=Path, default=Path(".cache"), help="on the disk measured")
     parser.add_argument("--json", type=Path, help="where to; of a part or a quick run, only here")
+    parser.add_argument("--table", type=Path, help="measure nothing: such a JSON file in Markdown")
     arguments = parser.parse_args()
+    if arguments.table is not None:
+        print(markdown(json.loads(arguments.table.read_text())))
+        return
     # Huge pages for what torch allocates, the peers' temporaries and everybody's inputs.
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     settings = Settings(arguments.quick, arguments.threads, arguments.scratch.resolve())

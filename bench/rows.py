@@ -50,13 +50,12 @@ class Row:
         return asdict(self) | {"rounds": spread, "met": self.met}
 
     def cells(self) -> list[str]:
-        sign = "≤" if self.at_most else "≥"
         spread = (min(self.rounds), statistics.median(self.rounds), max(self.rounds))
         return [
             self.what,
             f"{_short(self.measured)} {self.unit}",
             *(_short(value) for value in spread),
-            "" if self.wanted is None else f"{sign} {self.wanted:g}",
+            _bound(self.wanted, self.at_most),
             self.verdict,
             self.beside,
         ]
@@ -126,6 +125,30 @@ def _plain(parts: dict[str, list[Row]]) -> str:
         for line in lines
     )
     return "\n".join(line.rstrip() for line in padded)
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The rows of a JSON file of results, as a table for a README."""
+    lines = [
+        "| figure | measured | spread over rounds | wanted | beside it |",
+        "|---|---|---|---|---|",
+    ]
+    for row in (row for rows in found["parts"].values() for row in rows):
+        spread = row["rounds"]
+        missed = " (missed)" if row["met"] is False else ""
+        cells = (
+            row["what"],
+            f"{_short(row['measured'])} {row['unit']}",
+            f"{_short(spread['min'])} – {_short(spread['max'])}",
+            _bound(row["wanted"], row["at_most"]) + missed,
+            row["beside"],
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _bound(wanted: float | None, at_most: bool) -> str:
+    return "" if wanted is None else f"{'≤' if at_most else '≥'} {wanted:g}"
 
 
 def _short(value: float) -> str:

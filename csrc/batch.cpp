@@ -42,33 +42,51 @@ std::vector<Piece> cut(const Batch& batch) {
 // Experts and op as those of one tile after the other.
 class Cursor {
  public:
-  Cursor(const FusedOp& op, const std::vector<Expert>& experts, DType base_dtype,
-         const Batch& batch)
-      : op_(op), experts_(experts), base_dtype_(base_dtype), batch_(batch) {}
+  Cursor(const Loops& table, bool wide, const FusedOp& op, const std::vector<Expert>& experts,
+         DType base_dtype, const Batch& batch)
+      : table_(table),
+        wide_(wide),
+        op_(op),
+        experts_(experts),
+        base_dtype_(base_dtype),
+        batch_(batch) {}
 
   Tile move_to(int64_t tile) {
     const int64_t count = static_cast<int64_t>(experts_.size());
     const uint64_t* inputs = batch_.inputs + tile * (1 + count);
     for (int64_t k = 0; k < count; ++k) {
       experts_[k].data = reinterpret_cast<const void*>(inputs[1 + k]);
-      if (batch_.windows == nullptr) continue;
-      const int64_t* cuts = batch_.windows + (tile * count + k) * 4;
-      experts_[k].window =
-          Window{static_cast<uint64_t>(cuts[0]), static_cast<uint64_t>(cuts[2]), cuts[1], cuts[3]};
-      experts_[k].trim = trims(experts_[k].window);
     }
     op_.name_hash = batch_.name_hash[tile];
-    return Tile{reinterpret_cast<const void*>(inputs[0]),
-                base_dtype_,
-                experts_.data(),
-                static_cast<int32_t>(count),
-                batch_.offset[tile],
-                batch_.numel[tile]};
+    const Tile here{reinterpret_cast<const void*>(inputs[0]),
+                    base_dtype_,
+                    experts_.data(),
+                    static_cast<int32_t>(count),
+                    batch_.offset[tile],
+                    batch_.numel[tile]};
+    if (batch_.windows) trim(tile, here);
+    return here;
   }
 
   const FusedOp& op() const { return op_; }
 
  private:
+  void trim(int64_t tile, const Tile& here) {
+    const int64_t count = static_cast<int64_t>(experts_.size());
+    int64_t* cuts = batch_.windows + tile * count * 4;
+    if (batch_.ranks) {
+      table_.rank(here, wide_, batch_.ranks + tile * count * 2, batch_.by_index, cuts);
+    }
+    for (Expert& e : experts_) {
+      e.window =
+          Window{static_cast<uint64_t>(cuts[0]), static_cast<uint64_t>(cuts[2]), cuts[1], cuts[3]};
+      e.trim = trims(e.window);
+      cuts += 4;
+    }
+  }
+
+  const Loops& table_;
+  bool wide_;
   FusedOp op_;
   std::vector<Expert> experts_;
   DType base_dtype_;
@@ -103,7 +121,7 @@ std::vector<TileFindings> fuse_batch(const Loops& table, int threads, bool wide,
   std::mutex mutex;
   parallel_for(threads, static_cast<int64_t>(pieces.size()), [&](int, int64_t index) {
     const Piece& piece = pieces[index];
-    Cursor cursor(op, experts, base_dtype, batch);
+    Cursor cursor(table, wide, op, experts, base_dtype, batch);
     std::vector<uint8_t> bad(1 + experts.size(), 0);
     for (int64_t tile = piece.first; tile < piece.last; ++tile) {
       const Tile here = cursor.move_to(tile);

@@ -14,7 +14,9 @@ struct Batch {
   const int64_t* offset;      // [count]: index of the first element within its tensor
   const int64_t* numel;       // [count]
   const uint32_t* name_hash;  // [count]
-  const int64_t* windows;     // [count, K, 4]: lo, lo_last, hi, hi_last; null: those of the experts
+  int64_t* windows;           // [count, K, 4]: lo, lo_last, hi, hi_last; null: those of the experts
+  const int64_t* ranks;       // [count, K, 2]: the windows are found by these first; may be null
+  bool by_index;              // see cpu/rank.h
 };
 
 struct TileFindings {

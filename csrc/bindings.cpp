@@ -54,14 +54,16 @@ Window make_window(const Cuts& cuts) {
 // (tile, non-finite inputs, overflow) for every tile with findings; -1 is the base.
 std::vector<std::tuple<int64_t, std::vector<int>, bool>> run_batch(
     const How& how, const FusedOp& op, const std::vector<Expert>& experts, DType base_dtype,
-    DType out_dtype, int64_t count, const std::array<uintptr_t, 6>& columns) {
+    DType out_dtype, int64_t count, const std::array<uintptr_t, 7>& columns, bool by_index) {
   const Batch batch{count,
                     reinterpret_cast<const uint64_t*>(columns[0]),
                     reinterpret_cast<const uint64_t*>(columns[1]),
                     reinterpret_cast<const int64_t*>(columns[2]),
                     reinterpret_cast<const int64_t*>(columns[3]),
                     reinterpret_cast<const uint32_t*>(columns[4]),
-                    reinterpret_cast<const int64_t*>(columns[5])};
+                    reinterpret_cast<int64_t*>(columns[5]),
+                    reinterpret_cast<const int64_t*>(columns[6]),
+                    by_index};
   const Loops& table = loops(how.isa.c_str());
   std::vector<TileFindings> found;
   {

@@ -97,6 +97,7 @@ def fuse_batch(
     out_dtype: DType,
     count: int,
     columns: list[int],
+    by_index: bool,
 ) -> list[tuple[int, list[int], bool]]: ...
 def count(
     how: How,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
+from mergekern.backends import Backend
 from mergekern.cargo import Cargo
-from mergekern.fused import KEEP_ALL, Batch, FusedOp, Window
+from mergekern.fused import KEEP_ALL, Batch, Findings, FusedOp, Window
+from mergekern.plan import Step
 from mergekern.table import Target
-from mergekern.trimming import Windows
+from mergekern.trimming import Windows, cut_ranks
+
+Found = dict[Hashable, np.ndarray]
 
 
 def by_kind(target: Target, rows: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
@@ -35,7 +40,7 @@ def batch_of(
     drops = any(expert.keep_below < KEEP_ALL for expert in op.experts)
     hashes = target.name_hash[pieces.row] if drops else np.zeros(len(pieces), np.uint32)
     trimmed = None if windows is None else windows[pieces.row, : len(experts)]
-    return Batch(
+    batch = Batch(
         base=base,
         experts=experts,
         out=step.dtype,
@@ -46,6 +51,28 @@ def batch_of(
         name_hash=hashes,
         windows=None if trimmed is None else np.ascontiguousarray(trimmed),
     )
+    return ranked(batch, step) if target.ranked[row] else batch
+
+
+def ranked(batch: Batch, step: Step) -> Batch:
+    """The same whose windows are found by ranks, those of the steps' kind."""
+    assert step.spec is not None, f"{step.name}: not a merge step"
+    ranks = cut_ranks(step.spec, batch.numel)
+    windows = np.empty((*ranks.shape[:2], 4), np.int64)
+    return replace(batch, windows=windows, ranks=ranks, by_index=step.spec.ties == "index")
+
+
+def fuse_batch(backend: Backend, op: FusedOp, batch: Batch, known: Found) -> dict[int, Findings]:
+    """Run an op over a batch; known: windows that were found, by what was ranked, is looked into
+    and added to."""
+    if batch.ranks is None or batch.windows is None:
+        return backend.fuse_batch(op, batch)
+    dtypes = (batch.base, batch.experts, op.work)
+    key = (batch.inputs.tobytes(), batch.ranks.tobytes(), batch.by_index, dtypes)
+    if key in known:
+        return backend.fuse_batch(op, replace(batch, windows=known[key], ranks=None))
+    known[key] = batch.windows
+    return backend.fuse_batch(op, batch)
 
 
 def window_column(target: Target, windows: Windows) -> np.ndarray:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from mergekern.backends import BLOCK as SUMMED
 from mergekern.backends import CHUNK, Backend
 from mergekern.checkpoint.direct import BLOCK
+from mergekern.columns import column, each_once, rows_of
 from mergekern.counting import COUNTERS, MOST_BINS
 from mergekern.errors import BudgetError
 from mergekern.plan import Plan, Step
@@ -30,6 +33,8 @@ MARGIN = 24 * MIB  # threads' stacks, journal, interpreter
 # What plain torch allocates per element of a tile: masks, coins and copies in the work dtype.
 _REFERENCE_TILE = 1 << 18
 _REFERENCE_FIXED, _REFERENCE_EXPERT = 256, 24
+
+_POSITIVE = (1 << 63) - 1  # all bits of an int64 but the sign's
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def memory_estimate(
     lanes = os.cpu_count() or 1 if backend is None else backend.lanes
     scratch = max(_scratch(plan, tile, lanes) for plan in plans)
     outputs = _outputs(plans)
-    least = 2 * max((output.least for output in outputs), default=PADDING)
+    least = 2 * int(outputs.least.max(initial=PADDING))
     limit = max_memory
     if limit is None:
         limit = max(runtime + available_bytes() // 4, runtime + scratch + least)
@@ -95,99 +100,114 @@ def memory_estimate(
     return MemoryEstimate(runtime, scratch, buffers, runtime + scratch + least, tile, open_)
 
 
-@dataclass(slots=True)
-class _Output:
-    """An output tensor of any of the plans: its inputs, each once however many plans read it, and
-    what all plans make of it together.
+@dataclass(frozen=True)
+class _Outputs:
+    """The output tensors that any of the plans makes, in columns: inputs, each once however many
+    plans read it, and what all plans make of it together.
 
-    outputs, written: how many, and bytes of an element of all of them
-    widest:           bytes of an element of an input, as wide as it can be
-    whole:            numbers of the whole tensor are needed first
+    inputs, outputs: how many;  written: bytes of an element of all outputs
+    widest:          bytes of an element of an input, as wide as it can be
+    whole:           numbers of the whole tensor are needed first
     """
 
-    numel: int
-    inputs: set[tuple[str, str]]
-    outputs: int = 0
-    written: int = 0
-    widest: int = 1
-    whole: bool = False
-
-    def add(self, step: Step) -> None:
-        width = step.dtype.itemsize
-        self.outputs += 1
-        self.written += width
-        self.widest = max(self.widest, width if step.action == "copy" else step.work.itemsize)
-        self.whole = self.whole or (step.spec is not None and step.spec.whole_tensor)
+    numel: np.ndarray
+    inputs: np.ndarray
+    outputs: np.ndarray
+    written: np.ndarray
+    widest: np.ndarray
+    whole: np.ndarray
 
     @property
-    def least(self) -> int:
-        """Buffers of its smallest tile."""
-        return self.unit(min(self.numel, TILE_ALIGN), self.widest)
+    def least(self) -> np.ndarray:
+        """Buffers of the smallest tile of each."""
+        return self.unit(np.minimum(self.numel, TILE_ALIGN), self.widest)
 
-    def unit(self, elements: int, input_itemsize: float) -> int:
-        """Buffers of some elements: the inputs and the outputs."""
-        inputs = len(self.inputs)
-        per_element = inputs * input_itemsize + self.written
-        return int(elements * per_element) + (inputs + self.outputs) * PADDING
-
-
-def _outputs(plans: Sequence[Plan]) -> list[_Output]:
-    found: dict[tuple[str, int], _Output] = {}
-    for plan in plans:
-        for step in plan.steps:
-            output = found.get((step.name, step.numel))
-            if output is None:
-                output = found[step.name, step.numel] = _Output(step.numel, set())
-            output.inputs.update((plan.models[model], name) for model, name in step.inputs)
-            output.add(step)
-    return list(found.values())
+    def unit(self, elements: np.ndarray, input_itemsize: float | np.ndarray) -> np.ndarray:
+        """Buffers of some elements of each: the inputs and the outputs."""
+        per_element = self.inputs * input_itemsize + self.written
+        found: np.ndarray = (elements * per_element).astype(np.int64)
+        return found + (self.inputs + self.outputs) * PADDING
 
 
-def _useful(outputs: Sequence[_Output], itemsize: float, tile: int | None) -> int:
+def _outputs(plans: Sequence[Plan]) -> _Outputs:
+    names, numel, rows = rows_of(plans)
+    outputs, written = np.zeros((2, len(names)), np.int64)
+    widest, whole = np.ones(len(names), np.int64), np.zeros(len(names), bool)
+    for plan, row in zip(plans, rows, strict=True):
+        kinds = plan.columns.of_kinds(plan.steps)
+        width = column([(s.dtype if s.action == "copy" else s.work).itemsize for s in kinds])
+        first = [s.spec is not None and s.spec.whole_tensor for s in kinds]
+        outputs[row] += 1
+        written[row] += plan.columns.itemsize
+        widest[row] = np.maximum(widest[row], width[plan.columns.kind])
+        whole[row] |= np.array(first, bool)[plan.columns.kind]
+    return _Outputs(numel, _inputs(plans, rows, len(names)), outputs, written, widest, whole)
+
+
+def _inputs(plans: Sequence[Plan], rows: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """How many tensors each output is made of: those of one label and name are one."""
+    given = []
+    for plan, row in zip(plans, rows, strict=True):
+        # Hashes stand for names: two that are alike by chance would make an estimate one short.
+        read = zip(plan.models, plan.columns.read, strict=True)
+        codes = [
+            (np.fromiter(map(hash, names), np.int64) ^ hash(label)) & _POSITIVE
+            for label, names in read
+        ]
+        given.append((row, np.concatenate([*codes, [-1]])[plan.columns.inputs]))
+    inputs, _ = each_once(count, given)
+    found: np.ndarray = (inputs >= 0).sum(axis=1)
+    return found
+
+
+def _useful(outputs: _Outputs, itemsize: float, tile: int | None) -> int:
     """What the plans can make use of: enough units in flight, or everything at once."""
-    most = widest = 0
-    for output in outputs:
-        longest = tile or max(TILE_ALIGN, int(TILE_BYTES / itemsize))
-        most = max(most, UNITS * output.unit(min(output.numel, longest), itemsize))
-        if output.whole and tile is None:
-            most = max(most, RESIDENT * output.unit(output.numel, itemsize))
-        widest = max(widest, len(output.inputs) + output.outputs)
-    everything = sum(output.unit(output.numel, itemsize) for output in outputs)
-    return max(most, min(UNITS * TILE_BYTES * widest, everything))
+    longest = tile or max(TILE_ALIGN, int(TILE_BYTES / itemsize))
+    most = UNITS * outputs.unit(np.minimum(outputs.numel, longest), itemsize)
+    entire = outputs.unit(outputs.numel, itemsize)
+    if tile is None:
+        most = np.maximum(most, RESIDENT * np.where(outputs.whole, entire, 0))
+    widest = int((outputs.inputs + outputs.outputs).max(initial=0))
+    return max(int(most.max(initial=0)), min(UNITS * TILE_BYTES * widest, int(entire.sum())))
 
 
 def _input_itemsize(plans: Sequence[Plan]) -> float:
     """Bytes of an input element, on average: plans know sums, headers know the rest."""
-    elements = sum(step.numel * len(step.inputs) for plan in plans for step in plan.steps)
+    elements = sum(
+        int((plan.columns.numel * (plan.columns.inputs >= 0).sum(axis=1)).sum()) for plan in plans
+    )
     return max(1.0, sum(plan.input_bytes for plan in plans) / elements) if elements else 1.0
 
 
 def _scratch(plan: Plan, tile: int | None, lanes: int) -> int:
     """Memory for threads and interpreter, for statistics, and for the backend."""
     sums = kernel = chunks = selection = 0
-    for step in plan.steps:
+    total = int(plan.columns.numel.sum())
+    for step, alike in _examples(plan):
         experts = len(step.experts)
         if step.action == "merge":
             sums = max(sums, step.numel // SUMMED * 8 * experts * max(experts, 2) * 2)
         if step.spec is not None and step.spec.trims:
-            selection = max(selection, _selection(step, step.numel, lanes))
-            chunks += step.numel // CHUNK * 8 * experts * 2
+            ranked = total if plan.whole_model else step.numel
+            selection = max(selection, _selection(step.spec, ranked, lanes))
+            chunks += alike * (step.numel // CHUNK * 8 * experts * 2)
+            kernel = max(kernel, min(step.numel, CHUNK) * step.work.itemsize * lanes)
         if tile is not None:
             per_element = _REFERENCE_FIXED + _REFERENCE_EXPERT * experts
             kernel = max(kernel, min(step.numel, tile) * per_element)
-    if plan.whole_model:
-        total = sum(step.numel for step in plan.steps)
-        selection = max(_selection(s, total, lanes) for s in plan.steps if s.spec is not None)
     return MARGIN + sums + kernel + chunks + selection
 
 
-def _selection(step: Step, numel: int, lanes: int) -> int:
+def _examples(plan: Plan) -> Iterator[tuple[Step, int]]:
+    """A step of each kind and size, and how many of them there are."""
+    for place, alike in zip(*plan.columns.examples(), strict=True):
+        yield plan.steps[place], alike
+
+
+def _selection(spec: Spec, numel: int, lanes: int) -> int:
     """What finding thresholds over `numel` elements takes: a sample, then what it leaves open or,
     where it misled, counters."""
-    spec = step.spec
-    searches = 0 if spec is None else _searches(spec)
-    if not searches:
-        return 0
+    searches = _searches(spec)
     bins = min(MOST_BINS, max(1 << 12, numel // 8))
     tallies = 8 * (min(COUNTERS, bins * lanes * searches) + 4 * bins)
     return max(tallies, sample_size(numel) * (12 * searches + 40))
@@ -198,13 +218,28 @@ def open_element(step: Step) -> int:
     return 24 + sum(step.work.itemsize for _ in step.inputs)
 
 
+def spilled_bytes(plan: Plan) -> int:
+    """What open elements of a whole model may take on disk."""
+    ranked = [
+        (step, step.spec, alike)
+        for step, alike in _examples(plan)
+        if step.spec is not None and step.spec.whole_model
+    ]
+    most = most_open(
+        sum(alike * step.numel for step, _, alike in ranked),
+        max((_searches(spec) for _, spec, _ in ranked), default=0),
+    )
+    element = max((8 + sum(s.work.itemsize for _ in s.inputs) for s, _, _ in ranked), default=0)
+    return most * element
+
+
 def _open(plan: Plan) -> int:
-    """Bytes that open elements of one tensor, held in memory, may take."""
+    """Bytes that open elements of one tensor may take; those of a whole model go to a file."""
     return max(
         (
             most_open(step.numel, _searches(step.spec)) * open_element(step)
-            for step in plan.steps
-            if step.spec is not None and step.spec.whole_tensor and step.spec.trims
+            for step, _ in _examples(plan)
+            if step.spec is not None and step.spec.trims and not step.spec.whole_model
         ),
         default=0,
     )

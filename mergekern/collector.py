@@ -11,7 +11,8 @@ from contextlib import contextmanager
 def collector_paused() -> Iterator[None]:
     """For work whose objects all stay: the collector would walk them again and again, for nothing.
 
-    Also a decorator. A caller who has it switched off finds it so afterwards.
+    What was made counts as old afterwards: the collector looks at it when it looks at everything,
+    not at once. Also a decorator. A caller who has it switched off finds it so afterwards.
     """
     running = gc.isenabled()
     gc.disable()
@@ -19,4 +20,7 @@ def collector_paused() -> Iterator[None]:
         yield
     finally:
         if running:
+            if not gc.get_freeze_count():  # or what a caller has frozen would thaw
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 
 Interval = tuple[int, int]
@@ -20,6 +20,16 @@ class Coverage:
                 merged[-1] = (merged[-1][0], max(merged[-1][1], begin + length))
             else:
                 merged.append((begin, begin + length))
+
+    def add(self, file: str, begin: int, length: int) -> None:
+        """One more range, wherever it lies."""
+        found = self._files.setdefault(file, [])
+        stop = begin + length
+        first = bisect_left(found, begin, key=lambda interval: interval[1])
+        last = bisect_right(found, stop, key=lambda interval: interval[0])
+        if first < last:  # these touch it, or overlap with it
+            begin, stop = min(begin, found[first][0]), max(stop, found[last - 1][1])
+        found[first:last] = [(begin, stop)]
 
     @property
     def nbytes(self) -> int:

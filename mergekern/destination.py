@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from xxhash import xxh3_64_hexdigest
 
+from mergekern.budget import spilled_bytes
 from mergekern.coverage import Coverage
 from mergekern.errors import OutputError
 from mergekern.extents import Span
@@ -42,7 +43,6 @@ class Destination:
         self._folder = OutputFolder(output, plan.shards)
         self._number = {shard.file: number for number, shard in enumerate(plan.shards)}
         self._covered = Coverage()
-        self._settled: list[tuple[str, int, int]] = []
 
     def open(self, inputs: list[Any] | None, buffer: memoryview, pool: Executor) -> int:
         """Make the files, with what a run before this one left in them. Returns its bytes.
@@ -57,9 +57,16 @@ class Destination:
         else:
             journal.begin(self.plan.digest, inputs)
         self._taken = True
-        self._folder.prepare()
+        self._folder.prepare(self._doubts_left())
         self._covered = self._folder.verify(journal.records.ranges, buffer, pool)
         return self._covered.nbytes
+
+    def _doubts_left(self) -> int:
+        """Bytes that the file of open elements may still grow by."""
+        if self.windows is not None:
+            return 0
+        there = self.doubts_path.stat().st_size if self.doubts_path.exists() else 0
+        return max(0, spilled_bytes(self.plan) - there)
 
     @property
     def windows(self) -> Windows | None:
@@ -75,9 +82,6 @@ class Destination:
 
         whole: True for tensors that are merged whole if at all.
         """
-        if self._settled:
-            self._covered = Coverage([*self._covered.ranges(), *self._settled])
-            self._settled = []
         return _beyond(self._covered, target, whole)
 
     def untried(self, target: Target, tried: Sequence[Range]) -> Ranges:
@@ -121,8 +125,8 @@ class Destination:
             places = [(r.file, r.offset, r.offset + r.length) for r in tried.ranges]
             whole = not any(there.missing(*place) for place in places)
             if whole and all(taken.missing(*p) == [(0, p[2] - p[1])] for p in places):
-                mine = [(r.file, r.offset, r.length) for r in tried.ranges]
-                taken = Coverage([*taken.ranges(), *mine])
+                for mine in tried.ranges:
+                    taken.add(mine.file, mine.offset, mine.length)
                 found.append(tried)
         return found
 
@@ -146,7 +150,7 @@ class Destination:
     def settle(self, found: Range) -> None:
         """Record bytes that were tried out as final."""
         self._journal.add_range(found)
-        self._settled.append((found.file, found.offset, found.length))
+        self._covered.add(found.file, found.offset, found.length)
         self._folder.written(self._number[found.file], found.length)
 
     def finish(self, finish: Callable[[Path], None]) -> None:

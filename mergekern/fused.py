@@ -116,6 +116,13 @@ class Batch:
     numel:     int64 [n]
     name_hash: uint32 [n]
     windows:   int64 [n, experts, 4]: lo, lo_last, hi, hi_last
+    ranks:     int64 [n, experts, 2]: where given, the windows are found by them first, and written
+               into their column; every tile is a whole tensor, and not larger than a chunk
+    by_index:  equal magnitudes are told apart by their place; otherwise a cut has all of them
+
+    Of magnitudes in descending order, counted from 1, ranks name the last one that is kept, and the
+    last one that is too large; 0 where there is none. Where equal magnitudes stay together, the
+    second names the first one that is kept.
     """
 
     base: torch.dtype | None
@@ -127,6 +134,8 @@ class Batch:
     numel: np.ndarray
     name_hash: np.ndarray
     windows: np.ndarray | None = None
+    ranks: np.ndarray | None = None
+    by_index: bool = True
 
     def __len__(self) -> int:
         return len(self.outs)

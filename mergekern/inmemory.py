@@ -15,6 +15,7 @@ import torch
 
 from mergekern import huge
 from mergekern.backends import Backend
+from mergekern.batches import Found
 from mergekern.checkpoint.base import Checkpoint
 from mergekern.findings import check_copied, check_findings
 from mergekern.fused import FusedOp, Tile
@@ -55,10 +56,9 @@ def merge_in_memory(
         for plan, opened in zip(plans, checkpoints, strict=True)
     ]
     walks: dict[tuple[str, ...], list[Part]] = {}
+    known: Found = {}
     for job in jobs:
-        left: Sequence[Step] = job.plan.steps
-        if len(jobs) == 1:  # several share a walk instead
-            left = merge_small(backend, job.plan, job.checkpoints, job.outs)
+        left = merge_small(backend, job.plan, job.checkpoints, job.outs, known)
         for steps in _groups(left):
             walks.setdefault(tuple(step.name for step in steps), []).append((job, steps))
     for parts in walks.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from mergekern.backends import Backend
-from mergekern.batches import batch_of, by_kind, window_column
+from mergekern.batches import batch_of, by_kind, fuse_batch, window_column
 from mergekern.cargo import Cargo
 from mergekern.destination import Destination
 from mergekern.findings import check_copied, check_findings
 from mergekern.fused import FusedOp
 from mergekern.plan import Step
 from mergekern.shared import Shared
-from mergekern.sources import Reel, Resident
+from mergekern.sources import Reel
+from mergekern.spill import SpilledDoubts
 from mergekern.statistics import fused_op
 from mergekern.stream import CHUNK, Flight, Pipeline
 from mergekern.table import Target
@@ -85,8 +87,12 @@ class Member:
                 self.target, self._backend, reel, self._pipeline, self.destination
             )
             self._trial.begin(self._shared)
-        else:
-            self.destination.keep_windows(self._shared.windows(self.target, rows, reel))
+            return
+        path, steps = self.destination.doubts_path, reel.steps
+        with closing(SpilledDoubts(path, steps, self.target.dtypes)) as doubts:
+            doubts.forget()
+            windows = self._shared.windows(self.target, rows, reel, doubts)
+        self.destination.keep_windows(windows)
 
     @property
     def ahead(self) -> int:
@@ -116,7 +122,7 @@ class Member:
         target, cargo = self.target, flight.cargo(self.target)
         row = cargo.pieces.row
         tried = np.zeros(len(row), bool) if self._trial is None else self._trial.tries[row]
-        apart = (target.whole_tensor | target.copied)[row]
+        apart = self._apart[row]
         for group in by_kind(target, row, np.flatnonzero(~apart & ~tried)):
             self._merge_batch(cargo, group)
         for piece in np.flatnonzero(apart).tolist():
@@ -155,14 +161,21 @@ class Member:
     def _missing(self) -> Ranges:
         return self.destination.missing(self.target, self.target.whole_tensor & self._cutter.fits)
 
+    @cached_property
+    def _apart(self) -> np.ndarray:
+        """True for tensors that do not go in batches, by row."""
+        ranked = self.target.ranked & self._cutter.fits
+        return self.target.whole_tensor & ~ranked | self.target.copied
+
     def _merge_batch(self, cargo: Cargo, chosen: np.ndarray) -> None:
-        """Pieces of one kind, which need no statistics but those of the whole model."""
+        """Pieces of one kind, which need no statistics but those of the whole model, or else small
+        tensors."""
         rows = cargo.pieces.row[chosen]
         step = self.target.steps[int(rows[0])]
         op = self._shared_op(int(self.target.kind[rows[0]]), step)
         trimmed = self._cuts if step.spec is not None and step.spec.whole_model else None
         batch = batch_of(self.target, cargo, op, chosen, trimmed)
-        found = self._backend.fuse_batch(op, batch)
+        found = fuse_batch(self._backend, op, batch, self._shared.batches)
         for tile in sorted(found):
             step = self.target.steps[int(rows[tile])]
             check_findings(self._plan, self.target.checkpoints, step, found[tile])
@@ -187,10 +200,10 @@ class Member:
             if out.data_ptr() != tile.experts[0].data_ptr():
                 out.copy_(tile.experts[0])
             return
-        if self._op is None or self._op[0] != row:  # a tensor's tiles follow each other
-            tensors = Resident([(step, tile)])
-            self._op = (row, self._shared.op(self.target, row, tensors, self._known(step)))
-        found = self._backend.fuse(self._op[1], tile, out)
+        if self._op is not None and self._op[0] == row:  # one of many tiles
+            found = self._backend.fuse(self._op[1], tile, out)
+        else:
+            found = self._shared.fuse(self.target, row, tile, out, self._known(step))
         check_findings(self._plan, checkpoints, step, found)
 
     def _known(self, step: Step) -> Windows | None:

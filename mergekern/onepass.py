@@ -13,7 +13,7 @@ from mergekern.fused import Findings, FusedOp, Tile
 from mergekern.plan import Step
 from mergekern.statistics import fused_op
 from mergekern.tiles import Part, Tensors, cut
-from mergekern.trimming import outcome, start_trial
+from mergekern.trimming import Windows, outcome, start_trial
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,9 @@ class OnePass:
             self._trial.add(step, whole, begun.seen())
             self._begun = None
 
-    def finish(self) -> None:
-        """Set right what the guess left open, or all of it where the guess was wrong."""
+    def finish(self) -> Windows:
+        """Set right what the guess left open, or all of it where the guess was wrong. Returns the
+        exact windows."""
         result = outcome(self._backend, self._tensors, self._trial)
         tiles = {step.name: tile for step, tile in self._tensors.tiles()}
         for merge in self._merges:
@@ -93,6 +94,7 @@ class OnePass:
                 if result.lost or found.overflow:
                     out = merge.outs[name]
                     merge.found[name] = self._backend.fuse(ops[name], tiles[name], out)
+        return result.windows
 
     def _mend(
         self,

@@ -80,9 +80,12 @@ class OutputFolder:
         self._left = [0] * len(shards)  # bytes still to be written
         self._lock = Lock()
 
-    def prepare(self) -> None:
-        """Allocate every shard and write its header. Raises OutputError when the disk is full."""
-        self._check_space()
+    def prepare(self, beside: int = 0) -> None:
+        """Allocate every shard and write its header. Raises OutputError when the disk is full.
+
+        beside: bytes that other files will take for a while
+        """
+        self._check_space(beside)
         for shard in self._shards:
             part = self._partial(shard)
             with contextlib.suppress(FileNotFoundError):  # renamed already, but the rest was not
@@ -187,8 +190,8 @@ class OutputFolder:
             f"{free} are free; make room, then {MOVES_ON}"
         )
 
-    def _check_space(self) -> None:
-        total = sum(shard.size for shard in self._shards)
+    def _check_space(self, beside: int) -> None:
+        total = sum(shard.size for shard in self._shards) + beside
         needed = total - self._allocated()
         free = shutil.disk_usage(self.folder).free
         if needed > free:

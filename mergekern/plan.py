@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from mergekern.checkpoint.layout import Shard
+from mergekern.columns import Columns, columns_of
 from mergekern.dtypes import dtype_name
 from mergekern.report import plan_text
 from mergekern.spec import Spec
@@ -122,6 +123,10 @@ class Plan:
 
     def __str__(self) -> str:
         return plan_text(self)
+
+    @cached_property
+    def columns(self) -> Columns:
+        return columns_of(self.steps, self.shards, len(self.models))
 
     @cached_property
     def specs(self) -> tuple[Spec, ...]:

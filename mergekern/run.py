@@ -19,6 +19,7 @@ from mergekern.arena import Arena
 from mergekern.backends import Backend
 from mergekern.budget import MemoryEstimate
 from mergekern.checkpoint.base import Checkpoint
+from mergekern.columns import distinct
 from mergekern.extents import Unit, lay_out
 from mergekern.member import Member
 from mergekern.plan import Plan
@@ -48,7 +49,7 @@ class Run:
         self._pipeline = Pipeline(self._table, Arena(estimate.buffers))
         self._unpin = backend.pin(self._pipeline.arena.tensor)
         self._cutter = Cutter(self._table, estimate.buffers, estimate.tile)
-        self._shared = Shared(backend)
+        self._shared = Shared(backend, estimate.open)
         made = (backend, self._pipeline, self._cutter, self._shared)
         self._members = [Member(target, *made) for target in self._table.targets]
         self._seen = np.zeros(len(self._table.numel), bool)  # tensors that were shown as done
@@ -81,7 +82,7 @@ class Run:
         self._pipeline.drain()
         left = [member.conclude() for member in self._members]
         self._progress.more(self._moved + self._traffic(left) - announced)
-        self._advance(0, self._count(np.setdiff1d(_rows(missing), _rows(left))), MERGE)
+        self._advance(0, self._count(np.flatnonzero(self._in(missing) & ~self._in(left))), MERGE)
         self._merge(left)
         self._pipeline.drain()
         return written
@@ -108,12 +109,12 @@ class Run:
 
     def _expect(self, missing: Sequence[Ranges]) -> None:
         """Say what is to come to whom it is shown."""
-        members, numel = self._members, self._table.numel
+        members = self._members
         self._alone = [m.reads(r) for m, r in zip(members, missing, strict=True)]
-        self._seen = ~np.isin(np.arange(len(numel)), _rows(missing))
+        self._seen = ~self._in(missing)
         everything = self._traffic([all_of(member.target.numel) for member in members])
         self._unseen = sum(member.ahead for member in members)
-        self._progress.start(everything + self._unseen, len(numel))
+        self._progress.start(everything + self._unseen, len(self._seen))
         self._showing = True
         if done := int(self._seen.sum()):
             self._progress.advance(everything - self._traffic(missing), done, RESUME)
@@ -159,7 +160,7 @@ class Run:
             self._shared.forget()
             for member in self._wanting(flight.unit.pieces):
                 member.take(flight)
-            row = np.unique(np.append(last, flight.unit.pieces.row))
+            row = distinct(np.append(last, flight.unit.pieces.row))
             last = row[-1:]  # done when the next one begins, for all pieces in order
             done = self._count(row[:-1])
             self._advance(traffic(self._table, flight.unit.pieces), done, MERGE)
@@ -180,6 +181,13 @@ class Run:
         self._seen[fresh] = True
         return len(fresh)
 
+    def _in(self, every: Sequence[Ranges]) -> np.ndarray:
+        """True for the rows that any of these ranges are of."""
+        found = np.zeros(len(self._table.numel), bool)
+        for ranges in every:
+            found[ranges.row] = True
+        return found
+
     def _traffic(self, every: Sequence[Ranges]) -> int:
         return traffic(self._table, overlaid(every))
 
@@ -187,7 +195,3 @@ class Run:
         self._moved += nbytes
         if nbytes or tensors:
             self._progress.advance(nbytes, tensors, phase)
-
-
-def _rows(every: Sequence[Ranges]) -> np.ndarray:
-    return np.concatenate([ranges.row for ranges in every])

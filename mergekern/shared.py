@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 import torch
 
 from mergekern.backends import Backend
-from mergekern.fused import FusedOp
+from mergekern.budget import open_element
+from mergekern.doubts import Doubts
+from mergekern.fused import Findings, FusedOp, Tile
+from mergekern.onepass import Merging, OnePass
+from mergekern.plan import Step
 from mergekern.sampling import Sample, draw
+from mergekern.sources import Resident
 from mergekern.statistics import fused_op, sum_scales
 from mergekern.table import Target
 from mergekern.tiles import Tensors
@@ -17,17 +22,23 @@ from mergekern.trimming import Windows, exact_windows
 
 
 class Shared:
-    """Samples, and the windows and scales of what is being merged, by what was read for them."""
+    """Samples, and the windows and scales of what is being merged, by what was read for them.
 
-    def __init__(self, backend: Backend) -> None:
+    open_bytes: what open elements of guesses may take in memory
+    batches:    windows that batches.fuse_batch() found
+    """
+
+    def __init__(self, backend: Backend, open_bytes: int) -> None:
         self._backend = backend
+        self._open_bytes = open_bytes
         self._samples: dict[Hashable, Sample] = {}
         self._windows: dict[Hashable, Windows] = {}
         self._scales: dict[Hashable, tuple[float, ...] | None] = {}
+        self.batches: dict[Hashable, np.ndarray] = {}
 
     def forget(self) -> None:
         """Other tensors come now."""
-        self._samples, self._windows, self._scales = {}, {}, {}
+        self._samples, self._windows, self._scales, self.batches = {}, {}, {}, {}
 
     def draw(
         self, target: Target, tensors: Tensors, work: torch.dtype, experts: Iterable[int]
@@ -40,14 +51,42 @@ class Shared:
             self._samples[key] = draw(self._backend, tensors, work, wanted)
         return self._samples[key]
 
-    def windows(self, target: Target, rows: np.ndarray, tensors: Tensors) -> Windows:
-        """The exact windows of some rows' tensors, ranked together."""
-        specs = (target.steps[row].spec for row in rows.tolist())
-        trimming = tuple(None if spec is None else spec.trimming for spec in specs)
-        key = (_read(target, rows), trimming)
+    def windows(
+        self, target: Target, rows: np.ndarray, tensors: Tensors, doubts: Doubts | None = None
+    ) -> Windows:
+        """The exact windows of some rows' tensors, ranked together.
+
+        doubts: where open elements go, if not into memory
+        """
+        key = _trimmed(target, rows)
         if key not in self._windows:
-            self._windows[key] = exact_windows(self._backend, tensors)
+            room = self._room(tensors.steps) if doubts is None else None
+            self._windows[key] = exact_windows(self._backend, tensors, doubts, room)
         return self._windows[key]
+
+    def fuse(
+        self,
+        target: Target,
+        row: int,
+        tile: Tile,
+        out: torch.Tensor,
+        windows: Windows | None = None,
+    ) -> Findings:
+        """Merge a tensor that is held whole; windows: where they are known already.
+
+        Where its spec allows it, in one walk, which finds the windows for all who trim it alike.
+        """
+        step, tensors = target.steps[row], Resident([(target.steps[row], tile)])
+        key = _trimmed(target, np.array([row]))
+        known = windows is not None or key in self._windows
+        if known or step.spec is None or not step.spec.one_pass:
+            op = self.op(target, row, tensors, windows)
+            return self._backend.fuse(op, tile, out)
+        merge = Merging({step.name: step}, {step.name: out}, {})
+        one_pass = OnePass(self._backend, tensors, [merge], self._room(tensors.steps))
+        one_pass.take(step, tile, tile)
+        self._windows[key] = one_pass.finish()
+        return merge.found[step.name]
 
     def op(
         self, target: Target, row: int, tensors: Tensors, windows: Windows | None = None
@@ -62,6 +101,16 @@ class Shared:
         if key not in self._scales:
             self._scales[key] = sum_scales(self._backend, tensors, mine)
         return fused_op(step, mine, self._scales[key])
+
+    def _room(self, steps: Sequence[Step]) -> int:
+        """How many open elements there may be."""
+        return self._open_bytes // max(map(open_element, steps))
+
+
+def _trimmed(target: Target, rows: np.ndarray) -> Hashable:
+    """Equal where the same tensors are trimmed alike."""
+    specs = (target.steps[row].spec for row in rows.tolist())
+    return _read(target, rows), tuple(None if spec is None else spec.trimming for spec in specs)
 
 
 def _read(target: Target, rows: np.ndarray) -> Hashable:

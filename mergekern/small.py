@@ -7,7 +7,8 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 import torch
 
-from mergekern.backends import Backend
+from mergekern.backends import CHUNK, Backend
+from mergekern.batches import Found, fuse_batch, ranked
 from mergekern.checkpoint.base import Checkpoint
 from mergekern.findings import check_findings
 from mergekern.fused import Batch, name_hash
@@ -25,27 +26,35 @@ def merge_small(
     plan: Plan,
     checkpoints: Sequence[Checkpoint],
     outs: Mapping[str, torch.Tensor],
+    known: Found,
 ) -> list[Step]:
-    """Merge the small tensors that need no statistics, all of a kind by one call.
+    """Merge the small tensors that need no statistics but their own thresholds, all of a kind by
+    one call.
 
     Returns the steps that are left.
     """
     kinds: dict[Hashable, list[tuple[Step, Inputs]]] = {}
     left = []
     for step in plan.steps:
-        spec = step.spec
-        if spec is None or spec.trims or spec.whole_tensor_sums or not 0 < step.numel <= SMALL:
+        if not _is_small(step):
             left.append(step)
             continue
         inputs = [checkpoints[i.model].read(i.name, 0, step.numel, None) for i in step.inputs]
         dtypes = tuple(x.dtype for x in inputs)
-        kind = (id(spec), step.expert_index, step.base is None, dtypes, step.dtype, step.work)
+        kind = (id(step.spec), step.expert_index, step.base is None, dtypes, step.dtype, step.work)
         kinds.setdefault(kind, []).append((step, inputs))
     for alike in kinds.values():
-        found = backend.fuse_batch(fused_op(alike[0][0]), _batch(alike, outs))
+        found = fuse_batch(backend, fused_op(alike[0][0]), _batch(alike, outs), known)
         for place in sorted(found):
             check_findings(plan, checkpoints, alike[place][0], found[place])
     return left
+
+
+def _is_small(step: Step) -> bool:
+    spec = step.spec
+    if spec is None or spec.whole_tensor_sums or spec.whole_model:
+        return False
+    return 0 < step.numel <= (CHUNK if spec.ranked else SMALL)
 
 
 def _batch(alike: Sequence[tuple[Step, Inputs]], outs: Mapping[str, torch.Tensor]) -> Batch:
@@ -55,7 +64,7 @@ def _batch(alike: Sequence[tuple[Step, Inputs]], outs: Mapping[str, torch.Tensor
     base = None if first.base is None else dtypes.pop(0)
     columns = np.zeros((len(alike), 1 + len(dtypes)), np.uint64)
     columns[:, int(base is None) :] = [[x.data_ptr() for x in found] for _, found in alike]
-    return Batch(
+    batch = Batch(
         base=base,
         experts=tuple(dtypes),
         out=first.dtype,
@@ -65,3 +74,4 @@ def _batch(alike: Sequence[tuple[Step, Inputs]], outs: Mapping[str, torch.Tensor
         numel=np.array([step.numel for step, _ in alike], np.int64),
         name_hash=np.array([name_hash(step.name) for step, _ in alike], np.uint32),
     )
+    return ranked(batch, first) if first.spec is not None and first.spec.ranked else batch

@@ -63,6 +63,11 @@ class Spec:
         return self.whole_tensor_sums or (self.trims and self.scope == "tensor")
 
     @cached_property
+    def ranked(self) -> bool:
+        """True when nothing but its own thresholds has to be known of a tensor."""
+        return self.trims and self.scope == "tensor" and not self.whole_tensor_sums
+
+    @cached_property
     def one_pass(self) -> bool:
         """True when a trimmed tensor can be merged with guessed windows and set right afterwards.
 

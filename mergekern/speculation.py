@@ -103,12 +103,7 @@ class Trial:
         }
         self.count(reach)
         if not self.lost:
-            index, values = self._backend.compact(tile, found.open)
-            self._room -= index.numel()
-            self.lost = self._room < 0
-            if index.numel():
-                index = index + tile.offset if tile.offset else index
-                self.doubts.append(Doubt(step, index, values))
+            self._keep_open(step, tile, found.open)
         return reach
 
     def count(self, reach: Reach) -> None:
@@ -116,6 +111,12 @@ class Trial:
         for wanted, (by_key, by_cut) in reach.items():
             self.bets[wanted].reach_key += by_key
             self.bets[wanted].reach_cut += by_cut
+
+    def restore(self, reach: Reach, opened: int) -> None:
+        """Add what an earlier run counted in a part, with its open elements; doubts has them."""
+        self.count(reach)
+        self._room -= opened
+        self.lost = self.lost or self._room < 0
 
     def scan(self, tensors: Tensors) -> None:
         """The pass, without merging."""
@@ -138,6 +139,17 @@ class Trial:
         pairs = [(self.bets[wanted].high.place, keys[wanted].place) for wanted in near]
         intervals = [(min(pair) + 1, max(pair) + 1) for pair in pairs if pair[0] != pair[1]]
         return parts_between(self.steps, intervals)
+
+    def _keep_open(self, step: Step, tile: Tile, marks: torch.Tensor) -> None:
+        found = self._backend.compact(tile, marks, self._room)
+        self.lost = found is None
+        if found is None:
+            return
+        index, values = found
+        self._room -= index.numel()
+        if index.numel():
+            index = index + tile.offset if tile.offset else index
+            self.doubts.append(Doubt(step, index, values))
 
     def _keys(self, tensors: Tensors) -> dict[Wanted, Key] | None:
         keys: dict[Wanted, Key] = {}

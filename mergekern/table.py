@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, count
 
 import numpy as np
 import torch
 
+from mergekern.backends import CHUNK
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.files import WeightFile
+from mergekern.columns import column, each_once, one_of_each, rows_of
 from mergekern.fused import name_hash
 from mergekern.plan import Plan, Step
 
@@ -37,7 +41,7 @@ class Target:
     number: int
     plan: Plan
     checkpoints: Sequence[Checkpoint]
-    sources: Sequence[Source]
+    sources: Sources
     steps: dict[int, Step]
     width: int
     slots: np.ndarray
@@ -56,6 +60,12 @@ class Target:
         return self._by_kind([s.spec is not None and s.spec.whole_tensor for s in self._of_kinds])
 
     @cached_property
+    def ranked(self) -> np.ndarray:
+        """True for tensors whose thresholds a batch can find; see fused.Batch."""
+        ranked = [step.spec is not None and step.spec.ranked for step in self._of_kinds]
+        return self._by_kind(ranked) & (self.numel <= CHUNK)
+
+    @cached_property
     def whole_model(self) -> np.ndarray:
         """Rows that need a number of the whole model, in the order of the plan."""
         specs = [step.spec for step in self._of_kinds]
@@ -71,8 +81,8 @@ class Target:
     def needs(self) -> np.ndarray:
         """True for the table's columns that it reads."""
         found = np.zeros((len(self.kind), self.width), bool)
-        row, column = np.nonzero(self.slots >= 0)
-        found[row, self.slots[row, column]] = True
+        row, place = np.nonzero(self.slots >= 0)
+        found[row, self.slots[row, place]] = True
         return found
 
     @cached_property
@@ -85,6 +95,11 @@ class Target:
         """One of its inputs, the base being the first."""
         return self.sources[int(self.inputs[row, place])]
 
+    def dtypes(self, step: Step) -> list[torch.dtype]:
+        """Of a step's inputs, the base being the first."""
+        opened = self.checkpoints
+        return [opened[read.model].tensors[read.name].dtype for read in step.inputs]
+
     def _by_kind(self, values: list[bool]) -> np.ndarray:
         return np.array([*values, False], bool)[self.kind]
 
@@ -92,9 +107,7 @@ class Target:
     def _of_kinds(self) -> list[Step]:
         """A step of each kind."""
         rows = np.fromiter(self.steps, np.int64)
-        row = np.zeros(int(self.kind.max(initial=-1)) + 1, np.int64)
-        row[self.kind[rows]] = rows
-        return [self.steps[at] for at in row.tolist()]
+        return [self.steps[at] for at in rows[one_of_each(self.kind[rows])].tolist()]
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,7 @@ class Table:
 
     names: Sequence[str]
     numel: np.ndarray
-    sources: Sequence[Source]
+    sources: Sources
     inputs: np.ndarray
     files: Sequence[WeightFile]
     file: np.ndarray
@@ -130,31 +143,42 @@ class Table:
 
 def tabulate(plans: Sequence[Plan], checkpoints: Sequence[Sequence[Checkpoint]]) -> Table:
     """The columns of plans, each over its checkpoints."""
-    rows: dict[tuple[str, int], int] = {}
-    inputs = _Inputs()
-    for plan in plans:
-        for step in plan.steps:
-            rows.setdefault((step.name, step.numel), len(rows))
-    given = []
-    for plan, opened in zip(plans, checkpoints, strict=True):
-        row = _column([rows[step.name, step.numel] for step in plan.steps])
-        given.append((row, inputs.places(plan.steps, opened)))
-    files, file, begin, dtype, width = inputs.columns()
-    distinct, slots = _distinct(len(rows), given)
+    names, numel, rows = rows_of(plans)
+    sources = Sources([each for mine in checkpoints for each in mine])
+    files, file, begin, dtype, width = sources.columns()
+    places = [sources.of(plan, opened) for plan, opened in zip(plans, checkpoints, strict=True)]
+    distinct, slots = each_once(len(names), list(zip(rows, places, strict=True)))
     targets = []
     for number, (plan, opened) in enumerate(zip(plans, checkpoints, strict=True)):
-        row, places = given[number]
-        spread = _spread(places, row, (len(rows), places.shape[1]), -1)
-        outputs = _outputs(plan, row, len(rows), dtype[places])
+        row, mine, given = rows[number], plan.columns, places[number]
+        made = np.zeros((4, len(names)), np.int64)
+        made[:, row] = mine.numel, mine.itemsize, mine.shard, mine.offset
+        kind, inputs = np.full(len(names), -1), np.full((len(names), given.shape[1]), -1)
+        kind[row], inputs[row] = _kinds(mine.kind, dtype[given]), given
         steps = dict(zip(row.tolist(), plan.steps, strict=True))
-        made = (number, plan, opened, inputs.sources, steps, distinct.shape[1])
         targets.append(
-            Target(*made, slots[number], spread, file[spread], width[spread].sum(axis=1), *outputs)
+            Target(
+                number=number,
+                plan=plan,
+                checkpoints=opened,
+                sources=sources,
+                steps=steps,
+                width=distinct.shape[1],
+                slots=slots[number],
+                inputs=inputs,
+                file=file[inputs],
+                element=width[inputs].sum(axis=1),
+                numel=made[0],
+                itemsize=made[1],
+                shard=made[2],
+                offset=made[3],
+                kind=kind,
+            )
         )
     return Table(
-        names=[name for name, _ in rows],
-        numel=_column([numel for _, numel in rows]),
-        sources=inputs.sources,
+        names=names,
+        numel=numel,
+        sources=sources,
         inputs=distinct,
         files=files,
         file=file[distinct],
@@ -164,116 +188,58 @@ def tabulate(plans: Sequence[Plan], checkpoints: Sequence[Sequence[Checkpoint]])
     )
 
 
-def _outputs(plan: Plan, row: np.ndarray, count: int, dtype: np.ndarray) -> tuple[np.ndarray, ...]:
-    """numel, itemsize, shard, offset and kind of a plan's steps, in rows of a table."""
-    where: dict[str, int] = {}
-    shard: dict[str, int] = {}
-    for number, found in enumerate(plan.shards):
-        where.update(found.offsets)
-        shard.update(dict.fromkeys(found.offsets, number))
-    columns = (
-        [step.numel for step in plan.steps],
-        [step.dtype.itemsize for step in plan.steps],
-        [shard[step.name] for step in plan.steps],
-        [where[step.name] for step in plan.steps],
-    )
-    found_ = tuple(_spread(_column(column), row, (count,), 0) for column in columns)
-    return *found_, _spread(_kinds(plan.steps, dtype), row, (count,), -1)
+class Sources:
+    """Every tensor of the checkpoints that are read, each once however many plans name it."""
 
+    def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
+        self._opened = list({id(each): each for each in checkpoints}.values())
+        sizes = [len(checkpoint.tensors) for checkpoint in self._opened]
+        self._begins = list(accumulate(sizes, initial=0))
 
-class _Inputs:
-    """Every tensor that is read, once however many steps and plans name it."""
+    def __getitem__(self, place: int) -> Source:
+        number = bisect_right(self._begins, place) - 1
+        checkpoint = self._opened[number]
+        return checkpoint, checkpoint.tensors.infos[place - self._begins[number]]
 
-    def __init__(self) -> None:
-        self.sources: list[Source] = []
-        self._places: dict[tuple[int, str], int] = {}
-
-    def places(self, steps: Sequence[Step], checkpoints: Sequence[Checkpoint]) -> np.ndarray:
-        """Of each step, a column for the base and one for every expert: places in `sources`."""
-        known = self._places
-        identity = [id(checkpoint) for checkpoint in checkpoints]
-        flat = []
-        for model, name in (given for step in steps for given in step.inputs):
-            place = known.setdefault((identity[model], name), len(known))
-            if place == len(self.sources):
-                self.sources.append((checkpoints[model], checkpoints[model].tensors[name]))
-            flat.append(place)
-        experts = _column([len(step.experts) for step in steps])
-        based = _column([step.base is not None for step in steps])
-        row = np.repeat(np.arange(len(steps)), experts + based)
-        before = np.cumsum(experts + based) - experts - based
-        # Without a base, the experts begin in the second column nevertheless.
-        column = np.arange(len(flat)) - (before + based - 1)[row]
-        found = np.full((len(steps), 1 + int(experts.max(initial=0))), -1, np.int64)
-        found[row, column] = flat
-        return found
+    def of(self, plan: Plan, checkpoints: Sequence[Checkpoint]) -> np.ndarray:
+        """Of each step, a column for the base and one for every expert: places in here."""
+        begin = dict(zip(map(id, self._opened), self._begins, strict=False))
+        places = [
+            np.fromiter(map(opened.tensors.place.__getitem__, names), np.int64) + begin[id(opened)]
+            for opened, names in zip(checkpoints, plan.columns.read, strict=True)
+        ]
+        return np.concatenate([*places, [-1]])[plan.columns.inputs]
 
     def columns(self) -> tuple[list[WeightFile], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The files, and of each source its file, first byte, a number for its dtype, and the bytes
         of an element; one more, the last, is what stands for no source."""
         files: list[WeightFile] = []
-        numbers: dict[int, dict[str, int]] = {}
         dtypes: dict[torch.dtype | None, int] = {None: 0}
-        file, dtype = [], []
-        for checkpoint, info in self.sources:
-            mine = numbers.get(id(checkpoint))
-            if mine is None:
-                places = range(len(files), len(files) + len(checkpoint.files))
-                mine = numbers[id(checkpoint)] = dict(zip(checkpoint.files, places, strict=True))
-                files += checkpoint.files.values()
+        file, begin, dtype = [], [], []
+        for checkpoint in self._opened:
+            known = dict(zip(checkpoint.files, count(len(files)), strict=False))
+            files += checkpoint.files.values()
+            held = checkpoint.tensors
             other = READ if checkpoint.on_disk else MEMORY
-            file.append(mine.get(info.file, other))
-            dtype.append(dtypes.setdefault(info.dtype, len(dtypes)))
-        begin = _column([info.offset for _, info in self.sources] + [0])
-        widths = _column([0 if known is None else known.itemsize for known in dtypes])
-        code = _column([*dtype, 0])
-        return files, _column([*file, NONE]), begin, code, widths[code]
+            file.append(column([known.get(name, other) for name in held.files])[held.file])
+            begin.append(held.begin)
+            codes = [dtypes.setdefault(each, len(dtypes)) for each in held.dtypes]
+            dtype.append(column(codes)[held.dtype])
+        widths = column([0 if known is None else known.itemsize for known in dtypes])
+        code = np.concatenate([*dtype, [0]])
+        return (
+            files,
+            np.concatenate([*file, [NONE]]),
+            np.concatenate([*begin, [0]]),
+            code,
+            widths[code],
+        )
 
 
-def _distinct(
-    count: int, given: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The inputs of every row, each in one column however many of the given name it, and where in
-    these columns those given are."""
-    distinct = np.full((count, 1), -1, np.int64)
-    filled = np.zeros(count, np.int64)
-    slots = []
-    for row, places in given:
-        mine = np.full((count, places.shape[1]), -1, np.int64)
-        for column, place in enumerate(places.T):
-            at, wanted = row[place >= 0], place[place >= 0]
-            same = distinct[at] == wanted[:, None]
-            slot = np.where(same.any(axis=1), same.argmax(axis=1), filled[at])
-            if slot.max(initial=0) == distinct.shape[1]:
-                distinct = np.pad(distinct, ((0, 0), (0, 1)), constant_values=-1)
-            distinct[at, slot] = wanted
-            filled[at] = np.maximum(filled[at], slot + 1)
-            mine[at, column] = slot
-        slots.append(mine)
-    return distinct, slots
-
-
-def _kinds(steps: Sequence[Step], dtype: np.ndarray) -> np.ndarray:
-    codes: dict[tuple[object, ...], int] = {}
-    kind = _column(
-        [
-            codes.setdefault((id(s.spec), s.expert_index, s.dtype, s.work, s.action), len(codes))
-            for s in steps
-        ]
-    )
-    for column in dtype.T:
-        if column.size and (column != column[0]).any():
-            together = (kind * (int(column.max()) + 1) + column).tolist()
-            numbers = {code: number for number, code in enumerate(dict.fromkeys(together))}
-            kind = _column([numbers[code] for code in together])
+def _kinds(kind: np.ndarray, dtype: np.ndarray) -> np.ndarray:
+    """Kinds of steps, told apart by the dtypes of their inputs, too."""
+    for each in dtype.T:
+        if each.size and (each != each[0]).any():
+            together = kind * (int(each.max()) + 1) + each
+            kind = np.unique(together, return_inverse=True)[1].astype(np.int64)
     return kind
-
-
-def _spread(values: np.ndarray, row: np.ndarray, shape: tuple[int, ...], empty: int) -> np.ndarray:
-    found = np.full(shape, empty, np.int64)
-    found[row] = values
-    return found
-
-
-def _column(values: Sequence[int]) -> np.ndarray:
-    return np.array(values, np.int64).reshape(len(values))

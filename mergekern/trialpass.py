@@ -16,7 +16,6 @@ from functools import partial
 from threading import Lock
 
 import numpy as np
-import torch
 
 from mergekern.backends import Backend, Margin
 from mergekern.cargo import Cargo
@@ -68,7 +67,7 @@ class TrialPass:
         self._sound = True  # nothing in that flight looks too large
         self._op: tuple[Step, FusedOp, tuple[Margin, ...]] | None = None
         self._trial: Trial | None = None
-        self._doubts = SpilledDoubts(destination.doubts_path, tensors.steps, self._dtypes)
+        self._doubts = SpilledDoubts(destination.doubts_path, tensors.steps, target.dtypes)
 
     @property
     def lost(self) -> bool:
@@ -91,7 +90,7 @@ class TrialPass:
             for tried in self._destination.tried(buffer, readers):
                 fits = all(found.length <= room for found in tried.ranges)
                 if fits and self._doubts.restore(tried.doubts):
-                    trial.count(tried.reach)
+                    trial.restore(tried.reach, sum(entry.count for entry in tried.doubts))
                     self._ranges += tried.ranges
         self._trial = trial
 
@@ -157,10 +156,6 @@ class TrialPass:
         if self._op is None or self._op[0] is not step:
             self._op = (step, fused_op(step, trial.windows(step)), trial.margins(step))
         return self._op[1:]
-
-    def _dtypes(self, step: Step) -> list[torch.dtype]:
-        opened = self._target.checkpoints
-        return [opened[i.model].tensors[i.name].dtype for i in step.inputs]
 
 
 class _Note:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 
 from mergekern.backends import Backend
@@ -25,12 +26,14 @@ Windows = dict[str, tuple[Window, ...]]  # output tensor -> one window per exper
 log = logging.getLogger(__name__)
 
 
-def exact_windows(backend: Backend, tensors: Tensors) -> Windows:
+def exact_windows(
+    backend: Backend, tensors: Tensors, doubts: Doubts | None = None, room: int | None = None
+) -> Windows:
     """One window per expert and tensor, for magnitudes ranked over all given tensors together.
 
-    Reads a sample and then everything once; again where the sample misled.
+    Reads a sample and then everything once; again where the sample misled. See Trial for the rest.
     """
-    trial = start_trial(backend, tensors)
+    trial = start_trial(backend, tensors, doubts, room)
     if trial is None:
         return _windows(tensors.steps, {})
     trial.scan(tensors)
@@ -61,7 +64,7 @@ def start_trial(
 def go_on_with_trial(
     backend: Backend, steps: Sequence[Step], bets: dict[Wanted, Bet], doubts: Doubts
 ) -> Trial:
-    """A trial whose bets are known; count() then takes in what was seen before."""
+    """A trial whose bets are known; restore() then takes in what was seen before."""
     _, by_index = _ranks(steps)
     return Trial(backend, steps, bets, by_index, doubts)
 
@@ -98,15 +101,27 @@ def counted_windows(backend: Backend, tensors: Tensors) -> Windows:
     return _windows(tensors.steps, found)
 
 
-def kept_ranks(spec: Spec, place: int, numel: int) -> tuple[int, int]:
+def kept_ranks(spec: Spec, place: int, numel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(top, stop): of magnitudes in descending order, ranks top + 1 … stop are kept.
 
     int(density * n) elements, at least one, below the int(gamma * n) largest; where that leaves too
     few, density wins.
     """
-    target = max(1, int(spec.density[place] * numel))
-    top = min(int(spec.gamma[place] * numel), numel - target)
+    target = np.maximum(1, (spec.density[place] * numel).astype(np.int64))
+    top = np.minimum((spec.gamma[place] * numel).astype(np.int64), numel - target)
     return top, top + target
+
+
+def cut_ranks(spec: Spec, numel: np.ndarray) -> np.ndarray:
+    """int64 [n, experts, 2]: the ranks that the cuts of tensors lie at, as fused.Batch has them."""
+    found = np.zeros((len(numel), len(spec.density), 2), np.int64)
+    for place, density in enumerate(spec.density):
+        if density < 1:
+            top, stop = kept_ranks(spec, place, numel)
+            found[:, place, LOWER] = stop
+            # Where ties are kept whole, what is above the largest kept one is cut off.
+            found[:, place, UPPER] = np.where(top, top + (spec.ties == "keep"), 0)
+    return found
 
 
 def _ranks(steps: Sequence[Step]) -> tuple[dict[Wanted, int], bool]:
@@ -118,12 +133,12 @@ def _ranks(steps: Sequence[Step]) -> tuple[dict[Wanted, int], bool]:
         spec = step.spec
         assert spec is not None, f"{step.name}: not a merge step"
         by_index = spec.ties == "index"
+        wanted = cut_ranks(spec, np.array([numels[expert] for expert in step.expert_index]))
         for place, expert in enumerate(step.expert_index):
-            if spec.density[place] < 1 and numels[expert]:
-                top, stop = kept_ranks(spec, place, numels[expert])
-                ranks[expert, LOWER] = stop
-                if top:  # where ties are kept whole, what is above the largest kept one is cut off
-                    ranks[expert, UPPER] = top if by_index else top + 1
+            for side in (LOWER, UPPER):
+                rank = int(wanted[place, place, side])
+                if rank and numels[expert]:
+                    ranks[expert, side] = rank
     return ranks, by_index
 
 

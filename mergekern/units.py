@@ -11,6 +11,7 @@ import numpy as np
 
 from mergekern.budget import PADDING, TILE_BYTES, UNITS
 from mergekern.checkpoint.direct import BLOCK
+from mergekern.columns import distinct
 from mergekern.errors import BudgetError
 from mergekern.table import READ, Table, Target
 from mergekern.tiles import TILE_ALIGN
@@ -79,7 +80,7 @@ def overlaid(every: Sequence[Ranges]) -> Pieces:
     """What each target wants, cut where the wishes of any begin or end, in the order of rows."""
     first = [ranges.row * _ROW + ranges.start for ranges in every]
     last = [ranges.row * _ROW + ranges.stop for ranges in every]
-    points = np.unique(np.concatenate([*first, *last]))
+    points = distinct(np.concatenate([*first, *last]))
     wants = np.zeros((len(points), len(every)), bool)
     for target, (begins, ends) in enumerate(zip(first, last, strict=True)):
         change = np.zeros(len(points), np.int64)

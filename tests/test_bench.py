@@ -9,8 +9,24 @@ import sys
 from pathlib import Path
 
 import pytest
+from rows import Row
 
 ROOT = Path(__file__).parent.parent
+
+
+def test_results_are_given_as_a_table(tmp_path: Path) -> None:
+    missed = Row("planning", "s", 2.5, (2.5, 3.0), 2.0, at_most=True, beside="27 µs a tensor")
+    unjudged = Row("dispatch", "µs a tensor", 123.4, (123.4,))
+    written = tmp_path / "limits.json"
+    written.write_text(json.dumps({"parts": {"one": [missed.as_json(), unjudged.as_json()]}}))
+    command = [sys.executable, "bench/limits.py", "--table", str(written)]
+    shown = subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
+    )
+    assert shown.stdout.splitlines()[2:] == [
+        "| planning | 2.5 s | 2.5 – 3 | ≤ 2 (missed) | 27 µs a tensor |",
+        "| dispatch | 123 µs a tensor | 123 – 123 |  |  |",
+    ]
 
 
 @pytest.mark.slow

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from folders import write_model
+from folders import buffers, hashes, merge, write_model
 
 import mergekern
 from mergekern.budget import available_bytes, memory_estimate, resident_bytes
+from mergekern.speculation import Trial
 
 MIB = 1 << 20
 BUDGET = 420 * MIB
@@ -76,6 +77,33 @@ def test_peak(models: list[str], tmp_path: Path, name: str) -> None:
     assert found["read"] > 1.5 * BUDGET
     assert found["peak"] <= found["estimate"] + 2 * MIB
     assert found["estimate"] <= BUDGET
+
+
+@pytest.mark.parametrize("share", [0, 40_000])
+@pytest.mark.parametrize("nbytes", [7_000_000, 1 << 26], ids=["tiles", "whole"])
+def test_open_elements_stay_within_their_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nbytes: int, share: int
+) -> None:
+    """Without ties, a guess leaves open what is not to be held: then magnitudes are counted."""
+    g = torch.Generator().manual_seed(0)
+    base = {"w": torch.randn(1_500_000, generator=g)}
+    tuned = {"w": base["w"] + 1e-3 * torch.randn(1_500_000, generator=g)}
+    folders = [write_model(tmp_path / str(n), state) for n, state in enumerate((base, tuned))]
+    merge(folders, tmp_path / "free", "ties")
+    kept, lost = [], []
+    honest = Trial.verdict
+
+    def watched(trial: Trial, tensors: Any) -> Any:
+        found = honest(trial, tensors)
+        lost.append(trial.lost)
+        kept.append(sum(count for _, count in trial.doubts.sizes()))
+        return found
+
+    monkeypatch.setattr(Trial, "verdict", watched)
+    buffers(monkeypatch, nbytes, open_=share)
+    merge(folders, tmp_path / "bounded", "ties")
+    assert lost == [True] and kept[0] * (24 + 2 * 4) <= share
+    assert hashes(tmp_path / "bounded") == hashes(tmp_path / "free")
 
 
 def test_estimate(models: list[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 from folders import Watch, buffers, hashes, load, write_model
 
 import mergekern
-from mergekern import sampling, speculation, trialpass, trimming
+from mergekern import output, sampling, speculation, trialpass, trimming
 from mergekern.checkpoint import direct
 from mergekern.journal import Journal
 from mergekern.keys import Key
@@ -203,3 +203,40 @@ def test_a_lost_trial_that_was_interrupted(states, folders, tmp_path, ties, monk
     assert journal.records.bets and not journal.records.tried
     stream(folders, tmp_path / "out", ties)
     assert_merged(states, tmp_path / "out", ties)
+
+
+def test_what_was_left_open_before_an_interruption_counts(
+    states, folders, tmp_path, monkeypatch
+) -> None:
+    """The room for open elements is that of a pass, however often it was begun."""
+    buffers(monkeypatch, BUFFERS)
+    monkeypatch.setattr(sampling, "LEAST", 1 << 12)
+    with pytest.raises(KeyboardInterrupt):
+        stream(folders, tmp_path / "out", "index", progress=stopping_after(6))
+    journal = Journal(tmp_path / "out")
+    journal.close()
+    opened = sum(entry.count for tried in journal.records.tried for entry in tried.doubts)
+    assert opened or states[0]["a"].dtype == torch.bfloat16
+    monkeypatch.setattr(speculation, "most_open", lambda *_: opened - 1)
+    restored = []
+    honest = trialpass.go_on_with_trial
+
+    def go_on(*arguments):
+        restored.append(honest(*arguments))
+        return restored[-1]
+
+    monkeypatch.setattr(trialpass, "go_on_with_trial", go_on)
+    stream(folders, tmp_path / "out", "index")
+    assert restored[0].lost and not restored[0].doubts.fresh()
+    assert_merged(states, tmp_path / "out", "index")
+
+
+def test_the_disk_has_to_hold_what_is_left_open(folders, tmp_path, monkeypatch) -> None:
+    stream(folders, tmp_path / "whole", "index")
+    size = sum(path.stat().st_size for path in (tmp_path / "whole").glob("*.safetensors"))
+    usage = output.shutil.disk_usage(tmp_path)._replace(free=size + 1000)
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(mergekern.MergeError, match=rf"only {size + 1000} are free"):
+        stream(folders, tmp_path / "out", "index")
+    assert not (tmp_path / "out").exists()
+    stream(folders, tmp_path / "tensors", "index", scope="tensor")

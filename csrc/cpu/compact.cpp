@@ -21,6 +21,14 @@ void each_word(const uint8_t* open, int64_t numel, int64_t piece, F&& f) {
   }
 }
 
+// Where the processor need not have an instruction for it, compilers count by a table in memory.
+int ones(uint64_t bits) {
+  bits -= bits >> 1 & 0x5555555555555555u;
+  bits = (bits & 0x3333333333333333u) + (bits >> 2 & 0x3333333333333333u);
+  bits = (bits + (bits >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+  return static_cast<int>(bits * 0x0101010101010101u >> 56);
+}
+
 template <typename T>
 void gather(const void* from, const int64_t* index, int64_t n, void* to) {
   const auto* x = static_cast<const char*>(from);
@@ -48,8 +56,7 @@ std::vector<int64_t> open_starts(int threads, const uint8_t* open, int64_t numel
   std::vector<int64_t> starts(static_cast<size_t>(pieces) + 1, 0);
   parallel_for(threads, pieces, [&](int, int64_t piece) {
     int64_t sum = 0;
-    each_word(open, numel, piece,
-              [&](int64_t, uint64_t bits) { sum += __builtin_popcountll(bits); });
+    each_word(open, numel, piece, [&](int64_t, uint64_t bits) { sum += ones(bits); });
     starts[piece + 1] = sum;
   });
   for (int64_t piece = 0; piece < pieces; ++piece) starts[piece + 1] += starts[piece];

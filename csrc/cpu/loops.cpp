@@ -2,6 +2,7 @@
 #include "cpu/loops.h"
 
 #include "cpu/finite.h"
+#include "cpu/rank.h"
 #include "cpu/reduce.h"
 #include "cpu/select.h"
 #include "cpu/speculate.h"
@@ -22,6 +23,9 @@ const Loops table = {
        int64_t end, void* out, DType out_dtype, Findings* found, int64_t* kept, uint8_t* open) {
       (wide ? speculate<double> : speculate<float>)(op, t, margins, begin, end, out, out_dtype,
                                                     found, kept, open);
+    },
+    [](const Tile& t, bool wide, const int64_t* ranks, bool by_index, int64_t* windows) {
+      (wide ? rank<double> : rank<float>)(t, ranks, by_index, windows);
     },
     [](const Tile& t, bool wide, int64_t begin, int64_t end, const Bracket* brackets, int n,
        Counter* counters) {

@@ -31,6 +31,8 @@ struct Loops {
   void (*speculate)(const FusedOp&, const Tile&, const Margin*, bool wide, int64_t begin,
                     int64_t end, void* out, DType out_dtype, Findings*, int64_t* kept,
                     uint8_t* open);
+  // the exact windows of a whole tensor; see cpu/rank.h
+  void (*rank)(const Tile&, bool wide, const int64_t* ranks, bool by_index, int64_t* windows);
   void (*count)(const Tile&, bool wide, int64_t begin, int64_t end, const Bracket*, int brackets,
                 Counter*);
   void (*masked_sums)(const FusedOp&, const Tile&, bool wide, int64_t begin, int64_t end,

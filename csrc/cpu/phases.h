@@ -16,7 +16,7 @@ constexpr int kPhase = 256;                        // elements of a block
 constexpr int kAhead = 2 * kPhase;                 // while later phases compute, inputs come near
 constexpr int kPhaseFloats = kPhase / kLanesOf32;  // registers of floats of a block
 enum class Take { value, delta, above, between };  // all of x; x - base: all, from lo on, in a band
-enum class Vote { none, plain, scaled };           // no election; of deltas as they are; of values
+enum class Vote { none, plain, scaled, count };    // no election; of deltas; of values; no merge
 enum class Guess { none, count, both, mark };      // speculation: one count; two; and marks
 enum class Mean { none, counted, shared };         // denominators: none, votes, votes' shares
 enum class Divide { no, fixed, votes, shares };
@@ -95,7 +95,7 @@ static void vote(const char* base, Ballot* ballots, bool first, Floats* sum, int
     Pair b{}, sums{};
     if (kTake != Take::value) b = In::load(base + In::size * i);
     if (kTake != Take::value && first) __builtin_prefetch(base + In::size * (i + kAhead));
-    if (!first) sums = {sum[at], sum[at + 1]};
+    if (!first && kVote != Vote::count) sums = {sum[at], sum[at + 1]};
     Seen seen{}, seen_too{};
 #pragma GCC unroll 4
     for (int k = 0; k < G; ++k) {
@@ -103,13 +103,14 @@ static void vote(const char* base, Ballot* ballots, bool first, Floats* sum, int
       __builtin_prefetch(e.x[k] + In::size * (i + kAhead));
       Floats v = take<kTake, kGuess>(e, k, x.first, b.first, &seen);
       Floats w = take<kTake, kGuess>(e, k, x.second, b.second, &seen_too);
+      e.tally[k] = add_tallies<kGuess>(e.tally[k], add_tallies<kGuess>(seen.tally, seen_too.tally));
+      if (kVote == Vote::count) continue;
       if (kVote != Vote::plain) v = v * e.coef[k], w = w * e.coef[k];
       sums.first = sums.first + v;
       sums.second = sums.second + w;
-      e.tally[k] = add_tallies<kGuess>(e.tally[k], add_tallies<kGuess>(seen.tally, seen_too.tally));
       if (kVote != Vote::none) e.values[k][at] = v, e.values[k][at + 1] = w;
     }
-    sum[at] = sums.first, sum[at + 1] = sums.second;
+    if (kVote != Vote::count) sum[at] = sums.first, sum[at + 1] = sums.second;
     if (kGuess == Guess::mark) add_bits(In::bits(seen.open, seen_too.open), marks + i / 8);
   }
   for (int k = 0; kGuess != Guess::none && k < G; ++k) count<kGuess>(e.tally[k], &ballots[k]);
@@ -170,6 +171,7 @@ static void finish(Finish<Out>& f, const Floats* num, const Floats* den, int n) 
       const Pair b = In::load(g.base + In::size * i);
       x = {b.first + g.scale * x.first, b.second + g.scale * x.second};
     }
+    if (In::size > Out::size) x = {plain_nan(x.first), plain_nan(x.second)};
     Out::store(reorder<In, Out>(x), g.out + Out::size * i, g.streamed, &largest);
   }
   f.largest = largest;

@@ -92,6 +92,7 @@ Shape shape_of(const FusedOp& op, const Tile& t, bool guessed, bool merged) {
     s.hides |= t.experts[k].window.lo >= Bits<float>::inf;
   }
   s.hides |= s.drops;
+  if (!merged) s.vote = Vote::count;
   if (s.take == Take::value || op.elect == Elect::none || !merged) return s;
 
   s.vote = Vote::scaled;
@@ -127,6 +128,7 @@ VoteFn vote_of(Vote v) {
   switch (v) {
     case Vote::none: return vote<In, G, kTake, Vote::none, kGuess>;
     case Vote::plain: return vote<In, G, kTake, Vote::plain, kGuess>;
+    case Vote::count: return vote<In, G, kTake, Vote::count, kGuess>;
     case Vote::scaled: break;
   }
   return vote<In, G, kTake, Vote::scaled, kGuess>;

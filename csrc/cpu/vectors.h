@@ -93,6 +93,9 @@ MK_HD Words blend_halves(Words lower, Words upper) {
 // The upper halves of `even` and `odd`, in the order of the elements.
 MK_HD Words join_upper(Words even, Words odd) { return blend_halves(even >> 16, odd); }
 
+// A NaN of an fp32 input may have all bits set, which rounding would carry over into a number.
+MK_HD Floats plain_nan(Floats x) { return x == x ? x : Floats{} + __builtin_nanf(""); }
+
 // As round_to(float, BFloat16&), but for NaN, in the upper halves.
 MK_HD Words round_upper(Floats x) {
   const Words u = reinterpret_cast<Words>(x);

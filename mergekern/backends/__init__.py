@@ -85,9 +85,12 @@ class Backend(Protocol):
         A task_vector op, one margin per expert. Without `out`, counts and marks alone.
         """
 
-    def compact(self, tile: Tile, open_: torch.Tensor) -> tuple[torch.Tensor, Tile]:
+    def compact(
+        self, tile: Tile, open_: torch.Tensor, most: int
+    ) -> tuple[torch.Tensor, Tile] | None:
         """The open elements of a tile: their places in it (int64, ascending), and their values as a
-        tile of its own, from offset 0 on."""
+        tile of its own, from offset 0 on. None, and no memory taken, where they are more than
+        `most`."""
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         """Run the op over many tiles. Returns what was found, for tiles where something was."""

@@ -60,6 +60,8 @@ def check_batch(op: FusedOp, batch: Batch) -> None:
     ]
     if batch.windows is not None:
         columns.append((batch.windows, np.int64, (count, experts, 4)))
+    if batch.ranks is not None:
+        columns.append((batch.ranks, np.int64, (count, experts, 2)))
     for column, dtype, shape in columns:
         if column.dtype != dtype or column.shape != shape or not column.flags.c_contiguous:
             raise ValueError(
@@ -69,6 +71,17 @@ def check_batch(op: FusedOp, batch: Batch) -> None:
         raise ValueError("a batch of deltas needs a base")
     if (batch.offset % CHUNK).any():
         raise ValueError(f"every tile of a batch starts at a multiple of {CHUNK}")
+    if batch.ranks is not None:
+        _check_ranks(batch, batch.ranks)
     given = {*batch.experts, *(() if batch.base is None else (batch.base,))}
     if not given <= set(FLOATS) or (torch.float64 in given and op.work != torch.float64):
         raise ValueError(f"a batch of {sorted(map(str, given))} is not computed in {op.work}")
+
+
+def _check_ranks(batch: Batch, ranks: np.ndarray) -> None:
+    if batch.windows is None or not batch.windows.flags.writeable or batch.base is None:
+        raise ValueError("ranks are those of deltas, and need a column for windows")
+    if batch.offset.any() or (batch.numel > CHUNK).any():
+        raise ValueError(f"only whole tensors of no more than {CHUNK} elements are ranked")
+    if (ranks < 0).any() or (ranks > batch.numel[:, None, None]).any():
+        raise ValueError("a rank is one of a tensor's elements, or 0")

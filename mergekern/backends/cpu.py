@@ -88,11 +88,15 @@ class CpuBackend:
         )
         return Speculation(Findings(tuple(found.non_finite), found.overflow), kept, marked)
 
-    def compact(self, tile: Tile, open_: torch.Tensor) -> tuple[torch.Tensor, Tile]:
+    def compact(
+        self, tile: Tile, open_: torch.Tensor, most: int
+    ) -> tuple[torch.Tensor, Tile] | None:
         check_inputs(tile, _CPU)
         check_open(tile, open_)
         open_ = open_.contiguous()
         starts = _C.open_starts(self.threads, open_.data_ptr(), tile.numel)
+        if starts[-1] > most:
+            return None
         index = huge.empty(starts[-1], torch.int64)
         base = None if tile.base is None else huge.empty(starts[-1], tile.base.dtype)
         experts = tuple(huge.empty(starts[-1], x.dtype) for x in tile.experts)
@@ -110,7 +114,7 @@ class CpuBackend:
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         check_batch(op, batch)
         columns = (batch.inputs, batch.outs, batch.offset, batch.numel, batch.name_hash)
-        windows = 0 if batch.windows is None else batch.windows.ctypes.data
+        optional = (batch.windows, batch.ranks)
         found = _C.fuse_batch(
             self._how(op.work),
             _native(op),
@@ -118,7 +122,11 @@ class CpuBackend:
             _C.DType.f32 if batch.base is None else _DTYPES[batch.base],
             _DTYPES[batch.out],
             len(batch),
-            [*(column.ctypes.data for column in columns), windows],
+            [
+                *(column.ctypes.data for column in columns),
+                *(0 if column is None else column.ctypes.data for column in optional),
+            ],
+            batch.by_index,
         )
         return {tile: Findings(tuple(inputs), overflow) for tile, inputs, overflow in found}
 

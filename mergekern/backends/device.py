@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from mergekern.backends.checks import (
     check_tile,
 )
 from mergekern.backends.launch import (
+    CUTS,
     Kernels,
     Pass,
     batch_of,
@@ -24,6 +26,7 @@ from mergekern.backends.launch import (
     upload,
     windows_of,
 )
+from mergekern.backends.ranks import search
 from mergekern.fused import Batch, ExpertScalars, Findings, FusedOp, Tile
 
 
@@ -60,19 +63,27 @@ class DeviceBackend:
         found = Findings() if out is None else findings(todo.found).get(0, Findings())
         return Speculation(found, todo.kept[0].cpu(), marks)
 
-    def compact(self, tile: Tile, open_: torch.Tensor) -> tuple[torch.Tensor, Tile]:
+    def compact(
+        self, tile: Tile, open_: torch.Tensor, most: int
+    ) -> tuple[torch.Tensor, Tile] | None:
         check_inputs(tile, self.device)
         check_open(tile, open_)
         byte = open_.nonzero()[:, 0]  # most are 0: only the others become eight places each
+        if byte.numel() > most:
+            return None
         bit = torch.arange(8, dtype=torch.uint8, device=self.device)
         is_set = (open_[byte, None] >> bit) & 1 == 1
         index = (byte[:, None] * 8 + bit)[is_set]
         index = index[index < tile.numel]
+        if index.numel() > most:
+            return None
         base = None if tile.base is None else tile.base[index]
         return index, Tile(tile.tensor, 0, base, tuple(x[index] for x in tile.experts))
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         check_batch(op, batch)
+        if batch.ranks is not None and batch.windows is not None:
+            batch.windows[:] = self._ranked(op, batch, batch.ranks)
         windows = windows_of(op) if batch.windows is None else batch.windows[:, :, None]
         return findings(self.start(op, batch, windows).found)
 
@@ -141,6 +152,20 @@ class DeviceBackend:
         out = torch.empty(shape, dtype=torch.float64, device=self.device)
         self._kernels.gram(self._looking(tile, work), out)
         return out.cpu()
+
+    def _ranked(self, op: FusedOp, batch: Batch, ranks: np.ndarray) -> np.ndarray:
+        """The windows that ranks stand for. All tiles are searched at once, and the host waits for
+        the end of it only."""
+        looking = replace(batch, outs=np.zeros_like(batch.outs), windows=None, ranks=None)
+        todo = self._tables(op, looking, np.zeros((1, len(batch.experts), 3, CUTS), np.int64))
+
+        def count(windows: torch.Tensor) -> torch.Tensor:
+            kept = torch.zeros_like(todo.kept)
+            self._kernels.fuse(replace(todo, windows=windows, kept=kept))
+            return kept
+
+        given = upload(ranks, self.device), upload(batch.numel, self.device)
+        return search(count, *given, wide=op.work == torch.float64, by_index=batch.by_index).numpy()
 
     def _looking(self, tile: Tile, work: torch.dtype) -> Pass:
         """A pass that merges nothing and trims nothing."""

@@ -14,12 +14,19 @@ import numpy as np
 import torch
 
 from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation, nothing
-from mergekern.fused import Batch, ExpertScalars, Findings, FusedOp, Tile, Window
+from mergekern.backends.philox import coins
+from mergekern.fused import (
+    EVERY_INDEX,
+    KEEP_ALL,
+    Batch,
+    ExpertScalars,
+    Findings,
+    FusedOp,
+    Tile,
+    Window,
+)
 
 _LANES = 16  # partial sums of a reduction
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_WORD = 0xFFFFFFFF
 
 
 class ReferenceBackend:
@@ -52,9 +59,13 @@ class ReferenceBackend:
         found = Findings() if out is None else self.fuse(op, tile, out)
         return Speculation(found, kept, packed)
 
-    def compact(self, tile: Tile, open_: torch.Tensor) -> tuple[torch.Tensor, Tile]:
+    def compact(
+        self, tile: Tile, open_: torch.Tensor, most: int
+    ) -> tuple[torch.Tensor, Tile] | None:
         bits = np.unpackbits(open_.numpy(), count=tile.numel, bitorder="little")
         index = torch.from_numpy(bits).nonzero()[:, 0]
+        if index.numel() > most:
+            return None
         base = None if tile.base is None else tile.base[index]
         return index, Tile(tile.tensor, 0, base, tuple(x[index] for x in tile.experts))
 
@@ -72,6 +83,10 @@ class ReferenceBackend:
                 "", int(batch.offset[tile]), base, tuple(x for x in experts if x is not None)
             )
             out = _at(int(batch.outs[tile]), numel, batch.out)
+            if batch.ranks is not None and batch.windows is not None:
+                deltas = _deltas(here, op.work)
+                for k, (d, pair) in enumerate(zip(deltas, batch.ranks[tile], strict=True)):
+                    batch.windows[tile, k] = _ranked(d, pair.tolist(), batch.by_index)
             seen = self.fuse(_op_of(op, batch, tile), here, out)
             if seen != Findings():
                 found[tile] = seen
@@ -115,6 +130,20 @@ def _op_of(op: FusedOp, batch: Batch, tile: int) -> FusedOp:
     windows = [Window(*cuts) for cuts in batch.windows[tile].tolist()]
     pairs = zip(op.experts, windows, strict=True)
     return replace(op, experts=tuple(replace(expert, window=window) for expert, window in pairs))
+
+
+def _ranked(d: torch.Tensor, ranks: list[int], by_index: bool) -> list[int]:
+    """lo, lo_last, hi and hi_last of the window that keeps what two ranks say; see Batch."""
+    bits = magnitude_bits(d)
+    order = bits.argsort(descending=True, stable=True)
+    cuts = [0, EVERY_INDEX, EVERY_INDEX, EVERY_INDEX]
+    for side, rank in enumerate(ranks):
+        if rank:
+            place = int(order[rank - 1])
+            beyond = 0 if by_index else side  # of an upper cut: it is kept, what is larger is not
+            last = place if by_index and place < len(d) - 1 else EVERY_INDEX
+            cuts[2 * side : 2 * side + 2] = [int(bits[place]) + beyond, last]
+    return cuts
 
 
 # one element
@@ -179,43 +208,12 @@ def reached(d: torch.Tensor, window: Window, offset: int) -> tuple[torch.Tensor,
 
 
 def drop(d: torch.Tensor, op: FusedOp, expert: ExpertScalars, offset: int) -> torch.Tensor:
-    if expert.keep_below > _WORD:
+    if expert.keep_below >= KEEP_ALL:
         return d
     index = torch.arange(offset, offset + d.numel())
     return torch.where(
         coins(op.seed, op.name_hash, expert.index, index) < expert.keep_below, d, 0.0
     )
-
-
-def coins(seed: int, name_hash: int, expert: int, index: torch.Tensor) -> torch.Tensor:
-    """The 32-bit number of each element: 16 high bits from block 2k, 16 low bits from 2k + 1."""
-    blocks, lane = index // 8, index % 8
-    halves = []
-    for half in (0, 1):
-        words = torch.stack(philox(blocks, 2 * expert + half, name_hash, seed), 1)
-        word = words.gather(1, (lane // 2)[:, None])[:, 0]
-        halves.append((word >> (16 * (lane % 2))) & 0xFFFF)
-    return (halves[0] << 16) | halves[1]
-
-
-def philox(blocks: torch.Tensor, c2: int, c3: int, seed: int) -> list[torch.Tensor]:
-    """Philox 4x32-10 of the counters (blocks as 64 bits, c2, c3), as four int64 tensors."""
-    c = [blocks & _WORD, blocks >> 32, torch.full_like(blocks, c2), torch.full_like(blocks, c3)]
-    key = [seed & _WORD, seed >> 32 & _WORD]
-    for _ in range(10):
-        (high0, low0), (high1, low1) = (
-            _multiply(m, x) for m, x in zip(_MULTIPLIERS, (c[0], c[2]), strict=True)
-        )
-        c = [high1 ^ c[1] ^ key[0], low1, high0 ^ c[3] ^ key[1], low0]
-        key = [(k + w) & _WORD for k, w in zip(key, _WEYL, strict=True)]
-    return c
-
-
-def _multiply(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """High and low 32 bits of a 64-bit product, in halves that int64 can hold."""
-    low = a * (b & 0xFFFF)
-    high = a * (b >> 16) + (low >> 16)
-    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
 def round_to(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -75,10 +75,16 @@ class StagedBackend:
         found, kept = self._run(op, batch_of(op, tile, out), windows_of(op, margins), marks)
         return Speculation(found.get(0, Findings()), kept, marks)
 
-    def compact(self, tile: Tile, open_: torch.Tensor) -> tuple[torch.Tensor, Tile]:
-        return self._host.compact(tile, open_)
+    def compact(
+        self, tile: Tile, open_: torch.Tensor, most: int
+    ) -> tuple[torch.Tensor, Tile] | None:
+        return self._host.compact(tile, open_, most)
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
+        if batch.ranks is not None:
+            return self._host.fuse_batch(
+                op, batch
+            )  # small tensors, whose windows are not known yet
         check_batch(op, batch)
         windows = windows_of(op) if batch.windows is None else batch.windows[:, :, None]
         found, _ = self._run(op, batch, windows)

@@ -6,11 +6,14 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from mergekern.checkpoint.files import WeightFile
+
+if TYPE_CHECKING:
+    from mergekern.checkpoint.contents import Contents
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Checkpoint(Protocol):
     """
 
     label: str
-    tensors: Mapping[str, TensorInfo]
+    tensors: Contents
     shared: Mapping[str, str]
     config: Mapping[str, Any]
     generation_config: Mapping[str, Any]

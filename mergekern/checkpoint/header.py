@@ -113,7 +113,12 @@ def _fault(name: str, entry: Any) -> str:
 
 def _naturals(value: Any) -> bool:
     """A list of integers from 0 up; booleans are integers in Python, but not here."""
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    if not isinstance(value, list):
+        return False
+    for item in value:  # noqa: SIM110  (a plain loop: all() would start a generator for each)
+        if type(item) is not int or item < 0:
+            return False
+    return True
 
 
 def _addressable(shape: list[int]) -> bool:

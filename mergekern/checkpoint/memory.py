@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mergekern.checkpoint.base import TensorInfo, listing
+from mergekern.checkpoint.contents import Contents
 from mergekern.checkpoint.files import WeightFile
 from mergekern.errors import CheckpointError
 
@@ -48,10 +49,10 @@ class MemoryCheckpoint:
         self.folder = folder
         self.fingerprint = fingerprint
         self.shared: Mapping[str, str] = _aliases(self._tensors)
-        self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(name, tensor.dtype, tuple(tensor.shape), places.get(name, ""))
+        self.tensors = Contents(
+            (name, TensorInfo(name, tensor.dtype, tuple(tensor.shape), places.get(name, "")))
             for name, tensor in self._tensors.items()
-        }
+        )
         self.files: Mapping[str, WeightFile] = {}  # what is mapped is read as memory is
         self._files = files
 

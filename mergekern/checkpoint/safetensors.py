@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from mergekern.checkpoint.base import TensorInfo, listing
+from mergekern.checkpoint.base import listing
+from mergekern.checkpoint.contents import Contents
 from mergekern.checkpoint.files import WeightFile
 from mergekern.checkpoint.header import Header, read_header
 from mergekern.checkpoint.index import check_index, read_index, shard_names
@@ -44,12 +45,11 @@ class SafetensorsCheckpoint:
         self.fingerprint: Mapping[str, str] = {
             name: header.sha256 for name, header in headers.items()
         }
-        tensors: dict[str, TensorInfo] = {}
+        self.tensors = Contents()
         for header in headers.values():
-            tensors |= header.tensors
-        self.tensors: Mapping[str, TensorInfo] = tensors
+            self.tensors |= header.tensors
         self.files: Mapping[str, WeightFile] = {file.name: file for file in files}
-        if not tensors:
+        if not self.tensors:
             raise CheckpointError(f"{label}: {listing(headers)} holds no tensors")
 
     def read(self, name: str, start: int, stop: int, buffer: torch.Tensor | None) -> torch.Tensor:

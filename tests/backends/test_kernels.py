@@ -179,6 +179,21 @@ def test_non_finite_inputs_are_found(dtype: torch.dtype, value: float) -> None:
             assert place in run(backend, op, t, dtype)[1].non_finite
 
 
+@pytest.mark.parametrize("pattern", [0x7FFFFFFF, -1, 0x7FFF8000, 0x7F800001])
+def test_any_nan_is_found(pattern: int) -> None:
+    """Rounding the bits of a NaN to fewer must not make a number of it."""
+    for place in (-1, 0):
+        t = tile(600, [torch.float32] * 3, "near")
+        victim = t.base if place == -1 else t.experts[place]
+        victim.view(torch.int32)[599 // 2] = pattern
+        for op in (
+            FusedOp("task_vector", (ExpertScalars(0, 0.5), ExpertScalars(1, 0.5)), "mass", "mean"),
+            FusedOp("linear_combination", (ExpertScalars(0, 0.5), ExpertScalars(1, 0.5))),
+        ):
+            if place >= 0 or op.rule == "task_vector":
+                assert_same(op, t, torch.bfloat16)
+
+
 def test_overflow_of_the_output_is_found() -> None:
     base = torch.zeros(600)
     expert = torch.zeros(600)

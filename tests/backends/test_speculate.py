@@ -145,13 +145,15 @@ def test_compact(data) -> None:
     density = data.draw(st.sampled_from([0.0, 0.001, 0.3, 1.0]))
     marks = torch.rand((-(-t.numel // 8), 8), generator=g) < density
     open_ = (marks.int() << torch.arange(8)).sum(1).to(torch.uint8)
-    want_index, want = REFERENCE.compact(t, open_)
+    want_index, want = REFERENCE.compact(t, open_, t.numel)
     for backend in BACKENDS:
-        index, got = backend.compact(t, open_)
+        index, got = backend.compact(t, open_, most=len(want_index))
         assert torch.equal(index, want_index)
         assert (got.tensor, got.offset, got.numel) == (t.tensor, 0, len(index))
         for mine, theirs in zip((got.base, *got.experts), (want.base, *want.experts), strict=True):
             assert mine.dtype == theirs.dtype and same_bits(mine, theirs)
+    for backend in (REFERENCE, *BACKENDS) if len(want_index) else ():
+        assert backend.compact(t, open_, most=len(want_index) - 1) is None
 
 
 def test_speculation_checks_what_it_is_given() -> None:
@@ -162,7 +164,7 @@ def test_speculation_checks_what_it_is_given() -> None:
         lambda: backend.speculate(op, t, [], None),
         lambda: backend.speculate(replace(op, rule="linear_combination"), t, [margin], None),
         lambda: backend.speculate(op, t, [margin], torch.empty(8)),
-        lambda: backend.compact(t, torch.zeros(1, dtype=torch.uint8)),
+        lambda: backend.compact(t, torch.zeros(1, dtype=torch.uint8), 9),
     ):
         with pytest.raises(ValueError, match="w: "):
             wrong()

@@ -102,11 +102,13 @@ def unfinished(folder: Path) -> bool:
     return (folder / JOURNAL).exists() or not folder.exists() or not any(folder.iterdir())
 
 
-def buffers(monkeypatch: pytest.MonkeyPatch, nbytes: int, tile: int | None = None) -> None:
+def buffers(
+    monkeypatch: pytest.MonkeyPatch, nbytes: int, tile: int | None = None, open_: int = 1 << 26
+) -> None:
     """Give merges buffers of this size, whatever Python and torch hold."""
 
     def estimate(*_: object) -> MemoryEstimate:
-        return MemoryEstimate(0, 0, nbytes, 0, tile)
+        return MemoryEstimate(0, 0, nbytes, 0, tile, open_)
 
     monkeypatch.setattr(engine.budget, "memory_estimate", estimate)
 

@@ -56,7 +56,7 @@ class Killer:
 
 
 def main(models: str, output: str, method: str, buffers: str, *calls: str) -> None:
-    engine.budget.memory_estimate = lambda *_: MemoryEstimate(0, 0, int(buffers), 0)  # type: ignore
+    engine.budget.memory_estimate = lambda *_: MemoryEstimate(0, 0, int(buffers), 0, None, 1 << 26)  # type: ignore
     stream.REQUEST = 200_000
     for call in calls:
         child = os.fork()

@@ -1,0 +1,79 @@
+"""The magnitudes of given ranks in many tensors at once, by counting: for devices, where sorting
+each of them would take longer, and waiting for each of them longer still."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from mergekern.fused import EVERY_INDEX
+
+# int64 [n, K, 3, 4] -> int64 [n, K, 2, 2]: what reaches the cuts of the second (strict) and of the
+# first (given) windows, as Pass.windows and Pass.kept have them
+Pair = tuple[torch.Tensor, torch.Tensor]
+Count = Callable[[torch.Tensor], torch.Tensor]
+
+
+def search(
+    count: Count, ranks: torch.Tensor, numel: torch.Tensor, *, wide: bool, by_index: bool
+) -> torch.Tensor:
+    """int64 [n, K, 4], on the host: the windows that keep what ranks say; see fused.Batch.
+
+    ranks: int64 [n, K, 2];  numel: int64 [n];  wide: magnitudes have 63 bits, not 31
+
+    A count tells for two cuts how many reach them, so that a third is left of where the wanted one
+    may lie; then the same for the index of the last element that it keeps.
+    """
+    every = torch.full_like(ranks, EVERY_INDEX)
+    # The magnitude of a rank is the largest that so many reach: one below the first that fewer do.
+    bound = 2**63 - 1 if wide else 2**31
+    magnitude = -1 + _first(
+        lambda cuts: [reach < ranks for reach in _reach(count, cuts, (every, every))],
+        torch.zeros_like(ranks),
+        torch.full_like(ranks, bound),
+        bound,
+    )
+    if by_index:
+        # With what is larger, there are so many up to its last index, and fewer up to any before.
+        ends = (numel - 1).view(-1, 1, 1).expand_as(ranks)
+        place = _first(
+            lambda at: [reach >= ranks for reach in _reach(count, (magnitude, magnitude), at)],
+            torch.full_like(ranks, -1),
+            ends,
+            int(numel.max()),
+        )
+        cut, last = magnitude, torch.where(place < ends, place, every)
+    else:
+        cut, last = magnitude + torch.tensor([0, 1], device=ranks.device), every
+    nothing = torch.tensor([0, EVERY_INDEX], device=ranks.device)
+    cut, last = torch.where(ranks > 0, cut, nothing), torch.where(ranks > 0, last, every)
+    return torch.stack([cut, last], -1).flatten(-2).cpu()
+
+
+def _first(
+    holds: Callable[[Pair], Sequence[torch.Tensor]],
+    low: torch.Tensor,
+    high: torch.Tensor,
+    width: int,
+) -> torch.Tensor:
+    """The first number that something holds for. It holds for `high` and whatever follows it, not
+    for `low`, and these are no more than `width` apart."""
+    while width > 1:
+        third = (high - low) // 3
+        first = torch.maximum(low + third, torch.minimum(low + 1, high))
+        second = torch.maximum(low + 2 * third, first)
+        at_first, at_second = holds((first, second))
+        low, high = (
+            torch.where(at_first, low, torch.where(at_second, first, second)),
+            torch.where(at_first, first, torch.where(at_second, second, high)),
+        )
+        width = max(width - 2 * (width // 3), 1) if width > 2 else 1
+    return high
+
+
+def _reach(count: Count, cuts: Pair, lasts: Pair) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many magnitudes reach two cuts of either side of a window, with their last indices."""
+    windows = [torch.stack(both, -1).flatten(-2) for both in zip(cuts, lasts, strict=True)]
+    kept = count(torch.stack([windows[0], windows[1], windows[0]], -2))
+    return kept[..., 1], kept[..., 0]
