@@ -31,7 +31,7 @@ class Pass:
 
     op:       its kinds, scale, divisor and seed; scalars of experts and names lie in the tables
     base, experts, out: dtypes. Without base, no deltas are taken; without out, nothing is merged
-    segments: int64 [n, len(COLUMNS) + K]: addresses of base, output and marks (0 where there is
+    segments: int64 [n, len(COLUMNS) + K]: addresses of base, output and marks (0 where there are
               none); index of the first element in its tensor; elements; hash of the name; number
               of the first block; addresses of the experts
     scalars:  fp64 [K, 3]: coef, vote, share

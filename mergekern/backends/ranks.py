@@ -68,7 +68,8 @@ def _first(
             torch.where(at_first, low, torch.where(at_second, first, second)),
             torch.where(at_first, first, torch.where(at_second, second, high)),
         )
-        width = max(width - 2 * (width // 3), 1) if width > 2 else 1
+        # The last third is the longest; what is a little narrower may have a longer one.
+        width = max(w - 2 * (w // 3) if w > 2 else 1 for w in range(max(1, width - 2), width + 1))
     return high
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cases import INTEGERS, KINDS, tile
+from devices import DEVICES
 
 from mergekern.backends import CHUNK
 from mergekern.backends.cpu import CpuBackend, instruction_sets
@@ -17,7 +18,8 @@ from mergekern.fused import Batch, ExpertScalars, FusedOp, Tile
 from mergekern.spec import Spec
 from mergekern.trimming import cut_ranks
 
-BACKENDS = [CpuBackend(threads, name) for name in instruction_sets() for threads in (1, 3)]
+CPU = [CpuBackend(threads, name) for name in instruction_sets() for threads in (1, 3)]
+BACKENDS = [*DEVICES, *CPU]
 REFERENCE = ReferenceBackend()
 NUMELS = [*range(1, 20), 31, 511, 512, 513, 1024, 4095, 4096, 4097]
 DENSITIES = (0.2, 0.5, 1.0, 0.9, 0.01)

@@ -27,13 +27,14 @@ class PlainKernels:
             if not tile.numel:
                 continue
             out = None if todo.out is None else at(row["out"], tile.numel, todo.out)
-            if row["marks"]:
+            if todo.windows is not None and todo.windows.shape[2] == 3:
                 margins = [
                     Margin(Window(*strict), Window(*wide))
                     for _, strict, wide in todo.windows[number].tolist()
                 ]
                 seen = REFERENCE.speculate(op, tile, margins, out)
-                at(row["marks"], -(-tile.numel // 8), torch.uint8).copy_(seen.open)
+                if row["marks"]:
+                    at(row["marks"], -(-tile.numel // 8), torch.uint8).copy_(seen.open)
                 todo.kept[number] = seen.kept
                 found = seen.findings
             else:
