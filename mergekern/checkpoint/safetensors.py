@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mergekern.checkpoint.base import TensorInfo, listing
-from mergekern.checkpoint.files import WeightFile
+from mergekern.checkpoint.files import FileState, WeightFile
 from mergekern.checkpoint.header import Header, read_header
 from mergekern.checkpoint.index import check_index, read_index, shard_names
 from mergekern.collector import collector_paused
@@ -43,6 +43,7 @@ class SafetensorsCheckpoint:
         self.fingerprint: Mapping[str, str] = {
             name: header.sha256 for name, header in headers.items()
         }
+        self.states: Mapping[str, FileState] = {file.name: file.state for file in files}
         tensors: dict[str, TensorInfo] = {}
         for header in headers.values():
             tensors |= header.tensors
