@@ -45,9 +45,10 @@ class WeightFile:
             # Closes them when the last reader is gone, even where nobody called close().
             self._close = weakref.finalize(self, _close, self._fds)
             self._opened = os.fstat(self._fd)
+            head = os.pread(self._fd, len(LFS_POINTER), 0)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error
-        if os.pread(self._fd, len(LFS_POINTER), 0) == LFS_POINTER:
+        if head == LFS_POINTER:
             raise CheckpointError(f"{path}: is a Git LFS pointer, not weights: run git lfs pull")
         self._direct: int | None = None  # not tried yet; -1 where it was refused
         self._cached: direct.Cached | None = None
