@@ -155,9 +155,9 @@ class Destination:
 
     def finish(self, finish: Callable[[Path], None]) -> None:
         """Index and side files; the journal goes last."""
-        self.doubts_path.unlink(missing_ok=True)  # of a trial pass that was killed at its end
         self._folder.write_index()
         try:
+            self.doubts_path.unlink(missing_ok=True)  # of a trial pass that was killed at its end
             finish(self._folder.folder)
             self._folder.sync()
         except OSError as error:

@@ -77,7 +77,10 @@ class Journal:
 
     def begin(self, digest: str, inputs: list[Any] | None) -> None:
         """Start anew: forget what is there, and name the plan and the state of its inputs."""
-        os.ftruncate(self._fd, 0)
+        try:
+            os.ftruncate(self._fd, 0)
+        except OSError as error:
+            raise self._failure(error) from error
         self.records = Records(digest, inputs)
         self._append({"mergekern_journal": VERSION, "digest": digest, "inputs": inputs})
 
@@ -113,7 +116,10 @@ class Journal:
 
     def remove(self) -> None:
         """The merge is finished: nothing is left to resume."""
-        os.unlink(self.path)
+        try:
+            os.unlink(self.path)
+        except OSError as error:
+            raise self._failure(error) from error
         self.close()
 
     def close(self) -> None:
@@ -129,10 +135,13 @@ class Journal:
                 while written < len(line):
                     written += os.write(self._fd, line[written:])
             except OSError as error:
-                raise OutputError(
-                    f"{self.path}: cannot be written: {error.strerror}; mend that, then run the "
-                    f"same command again"
-                ) from error
+                raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"{self.path}: cannot be written: {error.strerror}; mend that, then run the same "
+            f"command again"
+        )
 
     def _load(self) -> Records:
         with open(os.dup(self._fd), "rb") as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,18 +49,13 @@ def lock(
 def input_files(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     """Every weight file: the sha256 of its header, its size and time of change; {} in memory.
 
-    Fine-tunes of one base have equal headers, so a header alone does not tell them apart.
+    Fine-tunes of one base have equal headers, so a header alone does not tell them apart. The state
+    is that of the files that are read, which others may have taken the place of since.
     """
-    folder = checkpoint.folder or Path(os.path.expanduser(checkpoint.label)).parent
-    files: dict[str, dict[str, Any]] = {}
-    for name, sha256 in checkpoint.fingerprint.items():
-        state = (folder / name).stat()
-        files[name] = {
-            "header_sha256": sha256,
-            "size": state.st_size,
-            "changed_ns": state.st_mtime_ns,
-        }
-    return files
+    return {
+        name: {"header_sha256": sha256, **checkpoint.states[name]._asdict()}
+        for name, sha256 in checkpoint.fingerprint.items()
+    }
 
 
 def check_unchanged(output: Path, plan: Plan, checkpoints: Sequence[Checkpoint]) -> None:

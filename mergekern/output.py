@@ -88,9 +88,9 @@ class OutputFolder:
         self._check_space(beside)
         for shard in self._shards:
             part = self._partial(shard)
-            with contextlib.suppress(FileNotFoundError):  # renamed already, but the rest was not
-                os.rename(self.folder / shard.file, part)
             try:
+                with contextlib.suppress(FileNotFoundError):  # renamed already, but the rest not
+                    os.rename(self.folder / shard.file, part)
                 file = BlockFile(part)
                 self._files.append(file)
                 file.allocate(shard.size)

@@ -59,7 +59,10 @@ class SpilledDoubts:
 
     def forget(self) -> None:
         """Start anew."""
-        os.ftruncate(self._fd, 0)
+        try:
+            os.ftruncate(self._fd, 0)
+        except OSError as error:
+            raise self._failure(error) from error
         self.entries, self._end = [], 0
 
     def append(self, doubt: Doubt) -> None:
@@ -124,7 +127,10 @@ class SpilledDoubts:
     def remove(self) -> None:
         """What is in doubt has been decided."""
         self.close()
-        self._path.unlink(missing_ok=True)
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._failure(error) from error
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -136,15 +142,18 @@ class SpilledDoubts:
         data = bytearray(entry.count * sum(dtype.itemsize for dtype in dtypes))
         got = 0
         while got < len(data):
-            step = os.preadv(self._fd, [memoryview(data)[got:]], entry.offset + got)
+            try:
+                step = os.preadv(self._fd, [memoryview(data)[got:]], entry.offset + got)
+            except OSError as error:
+                raise self._failure(error, "read") from error
             if step == 0:
                 return None
             got += step
         return data if xxh3_64_hexdigest(data) == entry.xxh3 else None
 
-    def _failure(self, error: OSError) -> OutputError:
+    def _failure(self, error: OSError, what: str = "written") -> OutputError:
         return OutputError(
-            f"{self._path}: cannot be written: {error.strerror}; mend that, then run the same "
+            f"{self._path}: cannot be {what}: {error.strerror}; mend that, then run the same "
             f"command again"
         )
 

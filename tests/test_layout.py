@@ -12,7 +12,7 @@ ABOVE_TO_BELOW = """
 errors version sizes dtypes collector huge _C fused spec methods recipe
 checkpoint report columns plan tied fitting planner lock card progress
 tiles backends keys counting doubts sampling walking speculation trimming statistics onepass spill
-arena budget table units extents cargo stream coverage sources shared
+arena machine budget table units extents cargo stream coverage sources shared
 journal blockfile output destination findings settling trialpass batches member run
 engine small inmemory folders jobs many api evaluate demo cli
 """

@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+from folders import Watch, hashes
 from models import tiny_llama
 from safetensors.torch import load_file, save_file
 
@@ -42,6 +43,32 @@ def test_a_finished_merge_is_done_until_an_input_changes(tmp_path) -> None:
     )
     with pytest.raises(OutputError, match=r"finished merge of this recipe, but the files of .*a h"):
         mergekern.merge("linear", models=[model], output=tmp_path / "o")
+
+
+def test_a_model_that_is_replaced_during_the_merge(tmp_path) -> None:
+    """What was opened is merged; what came into its place is not what the weights were made of."""
+    model = tiny_llama(tmp_path / "a", 1)
+    other = tiny_llama(tmp_path / "b", 2)
+    wanted = mergekern.merge("linear", models=[model], output=tmp_path / "wanted")
+    assert isinstance(wanted, mergekern.MergeReport)
+
+    def replace() -> None:
+        if (other / "model.safetensors").exists():
+            os.rename(other / "model.safetensors", model / "model.safetensors")
+
+    mergekern.merge("linear", models=[model], output=tmp_path / "o", progress=Watch(replace))
+    assert hashes(tmp_path / "o") == hashes(tmp_path / "wanted")
+    with pytest.raises(OutputError, match=r"finished merge of this recipe, but the files of .*a h"):
+        mergekern.merge("linear", models=[model], output=tmp_path / "o")
+
+
+def test_a_model_that_is_removed_during_the_merge(tmp_path) -> None:
+    model = tiny_llama(tmp_path / "a", 1)
+    remove = (model / "model.safetensors").unlink
+    mergekern.merge(
+        "linear", models=[model], output=tmp_path / "o", progress=Watch(lambda: remove(True))
+    )
+    assert (tmp_path / "o" / LOCK).exists()
 
 
 def test_a_lock_that_is_none_is_left_to_the_engine(tmp_path) -> None:

@@ -14,7 +14,8 @@ import torch
 from folders import buffers, hashes, merge, write_model
 
 import mergekern
-from mergekern.budget import available_bytes, memory_estimate, resident_bytes
+from mergekern.budget import memory_estimate
+from mergekern.machine import available_bytes, resident_bytes
 from mergekern.speculation import Trial
 
 MIB = 1 << 20

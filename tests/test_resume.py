@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -19,8 +20,9 @@ from safetensors.torch import load_file
 
 import mergekern
 from mergekern import output as output_module
+from mergekern import sampling
 from mergekern.backends.cpu import CpuBackend
-from mergekern.errors import OutputError
+from mergekern.errors import MergeError, OutputError
 from mergekern.journal import NAME as JOURNAL
 from mergekern.journal import Journal
 
@@ -290,3 +292,41 @@ def test_a_kernel_that_fails_leaves_what_is_done(
     assert unfinished(tmp_path / "out")
     merge(models, tmp_path / "out")
     assert hashes(tmp_path / "out") == hashes(wanted["linear"])
+
+
+FAILING = ("pread", "preadv", "pwrite", "write", "fsync", "rename", "unlink", "ftruncate")
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_a_call_that_fails_is_said_and_resumed(
+    models: list[Path],
+    wanted: dict[str, Path],
+    tmp_path: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whichever call of the system it is: one of our errors, and the same bytes afterwards."""
+    monkeypatch.setattr(sampling, "LEAST", 1 << 12)  # or nothing is left in doubt
+    honest = getattr(os, name)
+    calls, fails = [0], [0]
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == fails[0]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return honest(*arguments, **options)
+
+    monkeypatch.setattr(os, name, failing)
+    merge(models, tmp_path / "whole", "ties, model")
+    every = calls[0]
+    for number in sorted(
+        {1, 2, every // 2, every - 4, every - 1, every} & set(range(1, every + 1))
+    ):
+        folder = tmp_path / str(number)
+        calls[0], fails[0] = 0, number
+        # What is read or written past the cache is tried again through it.
+        with contextlib.suppress(MergeError):
+            merge(models, folder, "ties, model")
+        fails[0] = 0
+        merge(models, folder, "ties, model")
+        assert hashes(folder) == hashes(wanted["ties, model"]), number

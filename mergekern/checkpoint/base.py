@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from mergekern.checkpoint.files import WeightFile
+from mergekern.checkpoint.files import FileState, WeightFile
 
 if TYPE_CHECKING:
     from mergekern.checkpoint.contents import Contents
@@ -45,6 +45,7 @@ class Checkpoint(Protocol):
     generation_config: generation_config.json of a module in memory; {} where files hold it
     folder:       where the side files lie, None in memory
     fingerprint:  file name -> sha256 of its header ({} in memory)
+    states:       file name -> its state when it was opened ({} in memory)
     on_disk:      True when read() copies into the buffer; False when it returns a view of memory
     device:       where read() without a buffer leaves what it returns
     files:        TensorInfo.file -> the open file, where a tensor's bytes lie there just as read()
@@ -58,6 +59,7 @@ class Checkpoint(Protocol):
     generation_config: Mapping[str, Any]
     folder: Path | None
     fingerprint: Mapping[str, str]
+    states: Mapping[str, FileState]
     on_disk: bool
     device: torch.device
     files: Mapping[str, WeightFile]

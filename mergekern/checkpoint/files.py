@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 import torch
 
@@ -17,6 +18,13 @@ from mergekern.checkpoint.descriptors import open_file
 from mergekern.errors import CheckpointError
 
 LFS_POINTER = b"version https://git-lfs"
+
+
+class FileState(NamedTuple):
+    """By what a file that was changed or replaced is known."""
+
+    size: int
+    changed_ns: int
 
 
 class WeightFile:
@@ -37,13 +45,19 @@ class WeightFile:
             # Closes them when the last reader is gone, even where nobody called close().
             self._close = weakref.finalize(self, _close, self._fds)
             self._opened = os.fstat(self._fd)
+            head = os.pread(self._fd, len(LFS_POINTER), 0)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error
-        if os.pread(self._fd, len(LFS_POINTER), 0) == LFS_POINTER:
+        if head == LFS_POINTER:
             raise CheckpointError(f"{path}: is a Git LFS pointer, not weights: run git lfs pull")
         self._direct: int | None = None  # not tried yet; -1 where it was refused
         self._cached: direct.Cached | None = None
         self._lock = Lock()
+
+    @property
+    def state(self) -> FileState:
+        """That of the file which is read, whatever has its name by now."""
+        return FileState(self._opened.st_size, self._opened.st_mtime_ns)
 
     @property
     def size(self) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from mergekern.checkpoint.base import TensorInfo, listing
 from mergekern.checkpoint.contents import Contents
-from mergekern.checkpoint.files import WeightFile
+from mergekern.checkpoint.files import FileState, WeightFile
 from mergekern.errors import CheckpointError
 
 DEVICES = ("cpu", "cuda")
@@ -48,6 +48,7 @@ class MemoryCheckpoint:
         self.generation_config: Mapping[str, Any] = generation_config or {}
         self.folder = folder
         self.fingerprint = fingerprint
+        self.states: Mapping[str, FileState] = {file.name: file.state for file in files}
         self.shared: Mapping[str, str] = _aliases(self._tensors)
         self.tensors = Contents(
             (name, TensorInfo(name, tensor.dtype, tuple(tensor.shape), places.get(name, "")))

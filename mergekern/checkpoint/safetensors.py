@@ -10,7 +10,7 @@ import torch
 
 from mergekern.checkpoint.base import listing
 from mergekern.checkpoint.contents import Contents
-from mergekern.checkpoint.files import WeightFile
+from mergekern.checkpoint.files import FileState, WeightFile
 from mergekern.checkpoint.header import Header, read_header
 from mergekern.checkpoint.index import check_index, read_index, shard_names
 from mergekern.collector import collector_paused
@@ -45,6 +45,7 @@ class SafetensorsCheckpoint:
         self.fingerprint: Mapping[str, str] = {
             name: header.sha256 for name, header in headers.items()
         }
+        self.states: Mapping[str, FileState] = {file.name: file.state for file in files}
         self.tensors = Contents()
         for header in headers.values():
             self.tensors |= header.tensors
