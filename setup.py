@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from glob import glob
@@ -46,6 +47,12 @@ def wants_cuda():
     wanted = wish != "0" and NVCC is not None
     print("CUDA kernels:", f"with {NVCC}" if wanted else "none (no nvcc, or MERGEKERN_CUDA=0)")
     return wanted
+
+
+def toolkit():
+    """The folder of nvcc's own, which may be called through a link or a script."""
+    told = subprocess.run([NVCC, "--dryrun", "-c", "csrc/cuda/general.cu"], capture_output=True)
+    return re.search(r"TOP=(\S+)", told.stderr.decode()).group(1)
 
 
 def architectures():
@@ -103,7 +110,6 @@ extension = Pybind11Extension(
 )
 extensions = [extension]
 if wants_cuda():
-    runtime = str(Path(NVCC).resolve().parent.parent / "lib64")
     extensions.append(
         Pybind11Extension(
             "mergekern._cuda",
@@ -111,7 +117,7 @@ if wants_cuda():
             depends=[path for path in sorted(glob("csrc/**/*", recursive=True)) if "." in path],
             include_dirs=["csrc"],
             extra_compile_args=COMMON,
-            library_dirs=[runtime],
+            library_dirs=[str(Path(toolkit(), "lib64"))],
             libraries=["cudart_static", "dl", "rt", "pthread"],
         )
     )

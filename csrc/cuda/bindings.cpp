@@ -37,7 +37,7 @@ void bind_pass(py::module_& m) {
       .def_readwrite("combine", &Pass::combine)
       .def_readwrite("scale", &Pass::scale)
       .def_readwrite("divisor", &Pass::divisor)
-      .def_readwrite("seed", &Pass::seed)
+      .def_property("seed", nullptr, [](Pass& p, uint64_t seed) { p.keys = philox_keys(seed); })
       .def_readwrite("has_base", &Pass::has_base)
       .def_readwrite("merges", &Pass::merges)
       .def_readwrite("wide", &Pass::wide)
@@ -71,8 +71,7 @@ void bind_launches(py::module_& m) {
       [](const Pass& pass, int64_t chunks, uintptr_t brackets, int32_t many, uintptr_t above,
          uintptr_t inside, uintptr_t tallies, int device, uintptr_t stream) {
         raise(count(pass, chunks, pointer<BracketRow>(brackets), many, pointer<int64_t>(above),
-                    pointer<int64_t>(inside), pointer<int64_t>(tallies),
-                    queue_of(device, stream)));
+                    pointer<int64_t>(inside), pointer<int64_t>(tallies), queue_of(device, stream)));
       },
       Released());
   m.def(

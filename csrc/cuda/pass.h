@@ -5,12 +5,13 @@
 #include <vector>
 
 #include "fused_op.h"
+#include "philox.h"
 
 namespace mergekern {
 
-constexpr int kThreads = 256;     // of a block
-constexpr int kTurns = 4;         // how often each thread of a fused block takes eight elements
-constexpr int64_t kEight = 8;     // elements: one block of Philox, one byte of marks
+constexpr int kThreads = 256;  // of a block
+constexpr int kTurns = 4;      // how often each thread of a fused block takes eight elements
+constexpr int64_t kEight = 8;  // elements: one block of Philox, one byte of marks
 constexpr int64_t kSpan = kThreads * kTurns * kEight;  // elements of a fused block
 constexpr int64_t kSumBlock = 4096;                    // of one partial sum (BLOCK)
 constexpr int64_t kCountChunk = 65536;                 // of one in-range count (CHUNK)
@@ -23,11 +24,11 @@ struct Pass {
   Elect elect;
   Combine combine;
   double scale, divisor;
-  uint64_t seed;
-  bool has_base, merges;   // without base no deltas are taken, without output nothing is merged
-  bool wide;               // computed in fp64
-  DType base, expert, out; // dtypes; `expert` where all are of one
-  int32_t experts;         // K
+  PhiloxKeys keys;
+  bool has_base, merges;    // without base no deltas are taken, without output nothing is merged
+  bool wide;                // computed in fp64
+  DType base, expert, out;  // dtypes; `expert` where all are of one
+  int32_t experts;          // K
   int64_t tiles, blocks;
   const uint8_t* dtypes;    // [K] of DType; null where all are of one
   const int64_t* segments;  // [tiles, kExperts + K]

@@ -12,13 +12,13 @@ namespace mergekern {
 MK_DEVICE Words4 coins_of(const QuickArgs& a, int k, uint64_t block, uint32_t name) {
   const uint32_t bound = a.keep_below[k], top = bound & 0xffff0000u;
   if (bound == kEveryCoin) return Words4{};
-  Words4 high = coin_half(block, a.index[k], 0, name, a.pass.seed);
+  Words4 high = coin_half(block, a.index[k], 0, name, a.pass.keys);
   bool undecided = false;
   MK_UNROLL for (int w = 0; w < 4; ++w) {
     undecided |= high.w[w] << 16 == top || (high.w[w] & 0xffff0000u) == top;
   }
   if (__builtin_expect(undecided, 0)) {
-    const Words4 low = coin_half(block, a.index[k], 1, name, a.pass.seed);
+    const Words4 low = coin_half(block, a.index[k], 1, name, a.pass.keys);
     Words4 decided{};
     MK_UNROLL for (int j = 0; j < kEight; ++j) {
       const uint32_t half = coin_lane(high, j);
@@ -48,8 +48,8 @@ struct Eight {
 
 template <typename C>
 MK_DEVICE float delta(const Eight<C>& e, int k, int j) {
-  const float x = widen(e.x[k].at[j]);
-  return C::kDeltas ? x - widen(e.base.at[j]) : x;
+  const float x = value(e.x[k], j);
+  return C::kDeltas ? x - value(e.base, j) : x;
 }
 
 // Puts the base in the place of what reaches an upper cut, so that its delta is 0.
@@ -59,7 +59,7 @@ MK_DEVICE bool trim_above(const Lane& lane, int k, Eight<C>* e) {
   MK_UNROLL for (int j = 0; j < kEight; ++j) {
     const float d = delta(*e, k, j);
     doubt |= infinite(d);
-    if (reaches(d, lane.hi)) e->x[k].at[j] = e->base.at[j];
+    if (reaches(d, lane.hi)) replace(&e->x[k], e->base, j);
   }
   return doubt;
 }
@@ -112,14 +112,18 @@ MK_DEVICE bool mix(const QuickArgs& a, const QuickShared<C>& shared, int j, Eigh
     num = divide(num, shared.quotient[set]);
   }
   const float scale = static_cast<float>(a.pass.scale);
-  e->out[j] = C::kDeltas ? finish(widen(e->base.at[j]), num, scale) : num;
+  e->out[j] = C::kDeltas ? finish(value(e->base, j), num, scale) : num;
   return doubt | reaches(e->out[j], a.limit);
 }
 
 template <typename Out, typename C>
 MK_DEVICE void store_out(const Eight<C>& e, void* out, int64_t i) {
   Packed<Out> packed;
-  MK_UNROLL for (int j = 0; j < kEight; ++j) round_to(e.out[j], packed.at[j]);
+  MK_UNROLL for (int j = 0; j < kEight; ++j) {
+    Out rounded;
+    round_to(e.out[j], rounded);
+    put(rounded, &packed, j);
+  }
   store_packed(packed, out, i);
 }
 

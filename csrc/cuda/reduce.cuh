@@ -50,8 +50,8 @@ MK_DEVICE Work masked1(const Pass& p, const int64_t* row, int k, int64_t i, Work
   const uint32_t index = static_cast<uint32_t>(p.coins[2 * k]);
   const uint32_t name = static_cast<uint32_t>(row[kNameHash]);
   const int lane = static_cast<int>(element % kEight);
-  const uint32_t coin = coin_lane(coin_half(block, index, 0, name, p.seed), lane) << 16 |
-                        coin_lane(coin_half(block, index, 1, name, p.seed), lane);
+  const uint32_t coin = coin_lane(coin_half(block, index, 0, name, p.keys), lane) << 16 |
+                        coin_lane(coin_half(block, index, 1, name, p.keys), lane);
   return coin < static_cast<uint32_t>(keep_below) ? d : Work(0);
 }
 

@@ -5,8 +5,8 @@
 #pragma once
 #include <string>
 
-#include "element.h"
 #include "cuda/pass.h"
+#include "element.h"
 
 #if defined(__CUDACC__)
 #define MK_DEVICE static __device__ __forceinline__
@@ -59,10 +59,12 @@ std::string run_blocks(const char* name, const typename Body::Args& args, int64_
   if (blocks == 0) return {};
   if (blocks > INT32_MAX) return std::string(name) + ": too many blocks for one launch";
   const OnDevice current(queue.device);
-  run_block<Body><<<static_cast<unsigned>(blocks), kThreads, 0,
-                    static_cast<cudaStream_t>(queue.stream)>>>(args);
+  run_block<Body>
+      <<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(queue.stream)>>>(
+          args);
   const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? std::string() : std::string(name) + ": " + cudaGetErrorString(error);
+  return error == cudaSuccess ? std::string()
+                              : std::string(name) + ": " + cudaGetErrorString(error);
 }
 
 #else

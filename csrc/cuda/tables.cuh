@@ -48,8 +48,8 @@ MK_DEVICE void coins8(const Pass& p, const int64_t* row, int k, int64_t element,
   const uint64_t block = static_cast<uint64_t>(element / kEight);
   const uint32_t index = static_cast<uint32_t>(p.coins[2 * k]);
   const uint32_t name = static_cast<uint32_t>(row[kNameHash]);
-  const Words4 high = coin_half(block, index, 0, name, p.seed);
-  const Words4 low = coin_half(block, index, 1, name, p.seed);
+  const Words4 high = coin_half(block, index, 0, name, p.keys);
+  const Words4 low = coin_half(block, index, 1, name, p.keys);
   MK_UNROLL for (int j = 0; j < kEight; ++j) {
     coins[j] = coin_lane(high, j) << 16 | coin_lane(low, j);
   }

@@ -207,9 +207,7 @@ def test_counts_and_reductions(backend, data) -> None:
         for shift, bins in ((0, 1), (0, 77), (13, 300), (0, 1)):
             low = int(magnitudes[data.draw(st.integers(0, t.numel - 1))]) if t.numel else 5
             brackets.append(Bracket(expert, max(0, low - (bins << shift) // 3), shift, bins))
-    tallies = [
-        [torch.zeros((1, b.bins), dtype=torch.int64) for b in brackets] for _ in range(2)
-    ]
+    tallies = [[torch.zeros((1, b.bins), dtype=torch.int64) for b in brackets] for _ in range(2)]
     want = REFERENCE.count(t, brackets, work, tallies[0])
     got = backend.count(moved, brackets, work, tallies[1])
     assert [c.above for c in got] == [c.above for c in want]
