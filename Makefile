@@ -1,7 +1,7 @@
 # Each target does its own set-up: `make demo` and `make test` run on a fresh machine.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/cpu/*)
+SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/cpu/* csrc/cuda/*)
 
 .PHONY: demo test slow lint format bench clean
 
@@ -18,12 +18,12 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp')
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp')
+	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 bench: .venv/ready  ## the figures of the README
 	$(BIN)/python bench/limits.py

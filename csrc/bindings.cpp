@@ -232,8 +232,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("magnitudes", &magnitudes);
   m.def("instruction_sets", &names_of_instruction_sets);
   m.def("philox", [](std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> c, uint64_t seed) {
-    const Words4 out =
-        philox4x32_10(std::get<0>(c), std::get<1>(c), std::get<2>(c), std::get<3>(c), seed);
+    const Words4 out = philox4x32_10(std::get<0>(c), std::get<1>(c), std::get<2>(c), std::get<3>(c),
+                                     philox_keys(seed));
     return std::make_tuple(out.w[0], out.w[1], out.w[2], out.w[3]);
   });
 }

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "mergekern"
 ABOVE_TO_BELOW = """
-errors version sizes dtypes collector huge _C fused spec methods recipe
+errors version sizes dtypes collector huge _C _cuda fused spec methods recipe
 checkpoint report columns plan tied fitting planner lock card progress
 tiles backends keys counting doubts sampling walking speculation trimming statistics onepass spill
 arena machine budget table units extents cargo stream coverage sources shared
@@ -60,6 +60,6 @@ def test_a_file_is_one_idea(path: Path) -> None:
 
 def test_kernels_know_no_framework() -> None:
     for path in (ROOT.parent / "csrc").rglob("*"):
-        if path.suffix in (".h", ".cpp") and path.name != "bindings.cpp":
+        if path.suffix in (".h", ".cpp", ".cu", ".cuh") and path.name != "bindings.cpp":
             text = path.read_text()
             assert "torch/" not in text and "pybind11" not in text and "Python.h" not in text

@@ -6,7 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import FLOATS, KINDS, LENGTHS, PHASED, STEP, bits, ops, same_bits, tile, tiles, windows
+from cases import (
+    FLOATS,
+    KINDS,
+    LENGTHS,
+    PHASED,
+    STEP,
+    bits,
+    margins_of,
+    ops,
+    same_bits,
+    tile,
+    tiles,
+)
 from devices import DEVICES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,7 +26,7 @@ from hypothesis import strategies as st
 from mergekern.backends import CHUNK, Margin
 from mergekern.backends.cpu import CpuBackend, instruction_sets
 from mergekern.backends.reference import ReferenceBackend
-from mergekern.fused import EVERY_INDEX, ExpertScalars, FusedOp, Tile, Window
+from mergekern.fused import ExpertScalars, FusedOp, Tile, Window
 
 REFERENCE = ReferenceBackend()
 BACKENDS = [
@@ -35,27 +47,6 @@ def assert_same(op: FusedOp, t: Tile, margins: list[Margin], dtype: torch.dtype 
         assert torch.equal(got.open, want.open)
         if out is not None:
             assert same_bits(out, want_out)
-
-
-@st.composite
-def margins_of(draw: st.DrawFn, op: FusedOp, t: Tile) -> list[Margin]:
-    """Mostly the given window with other last indices, sometimes any other windows."""
-    places = st.one_of(
-        st.sampled_from([-1, EVERY_INDEX]),
-        st.integers(0, max(0, t.numel - 1)).map(lambda place: t.offset + place),
-    )
-
-    def shifted(window: Window) -> Window:
-        if draw(st.booleans()):
-            return draw(windows(t, op.work))
-        return replace(window, lo_last=draw(places), hi_last=draw(places))
-
-    return [
-        Margin(e.window, e.window)
-        if draw(st.booleans())
-        else Margin(shifted(e.window), shifted(e.window))
-        for e in op.experts
-    ]
 
 
 @GRID

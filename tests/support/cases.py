@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import strategies as st
 
-from mergekern.backends import BLOCK, CHUNK
+from mergekern.backends import BLOCK, CHUNK, Margin
 from mergekern.fused import EVERY_INDEX, KEEP_ALL, ExpertScalars, FusedOp, Tile, Window
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -120,3 +122,24 @@ def ops(draw: st.DrawFn, t: Tile) -> FusedOp:
         name_hash=draw(st.sampled_from([0, 0x9E3779B9])),
         work=work,
     )
+
+
+@st.composite
+def margins_of(draw: st.DrawFn, op: FusedOp, t: Tile) -> list[Margin]:
+    """Mostly the given window with other last indices, sometimes any other windows."""
+    places = st.one_of(
+        st.sampled_from([-1, EVERY_INDEX]),
+        st.integers(0, max(0, t.numel - 1)).map(lambda place: t.offset + place),
+    )
+
+    def shifted(window: Window) -> Window:
+        if draw(st.booleans()):
+            return draw(windows(t, op.work))
+        return replace(window, lo_last=draw(places), hi_last=draw(places))
+
+    return [
+        Margin(e.window, e.window)
+        if draw(st.booleans())
+        else Margin(shifted(e.window), shifted(e.window))
+        for e in op.experts
+    ]

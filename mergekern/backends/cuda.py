@@ -1,0 +1,115 @@
+"""The CUDA kernels: what device.py lays out, handed to csrc/cuda/ through _cuda."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+import torch
+
+from mergekern.backends.device import DeviceBackend, Pass
+
+
+class CudaKernels:
+    """native: mergekern._cuda, or the same sources compiled as C++ for the memory of the host."""
+
+    name = "cuda"
+
+    def __init__(self, native: ModuleType, device: torch.device) -> None:
+        self.span: int = native.SPAN
+        self._native = native
+        self._device = device
+        self._codes = {
+            getattr(torch, name): code for name, code in native.DType.__members__.items()
+        }
+
+    def fuse(self, todo: Pass) -> None:
+        scalars = [
+            self._native.Scalars(
+                coef=e.coef, vote=e.vote, share=e.share, index=e.index, keep_below=e.keep_below
+            )
+            for e in todo.op.experts
+        ]
+        doubts = torch.empty(todo.blocks, dtype=torch.int32, device=self._device)
+        native, dtypes = self._pass_of(todo)
+        native.doubts = doubts.data_ptr()
+        self._native.fuse(native, scalars, *self._queue())
+
+    def count(
+        self,
+        todo: Pass,
+        brackets: torch.Tensor,
+        above: torch.Tensor,
+        inside: torch.Tensor,
+        tallies: torch.Tensor,
+    ) -> None:
+        native, dtypes = self._pass_of(todo)
+        self._native.count(
+            native,
+            above.shape[0],
+            brackets.data_ptr(),
+            len(brackets),
+            above.data_ptr(),
+            inside.data_ptr(),
+            tallies.data_ptr(),
+            *self._queue(),
+        )
+
+    def masked_sums(self, todo: Pass, out: torch.Tensor) -> None:
+        native, dtypes = self._pass_of(todo)
+        self._native.masked_sums(native, out.shape[0], out.data_ptr(), *self._queue())
+
+    def gram(self, todo: Pass, out: torch.Tensor) -> None:
+        native, dtypes = self._pass_of(todo)
+        self._native.gram(native, out.shape[0], out.data_ptr(), *self._queue())
+
+    def _pass_of(self, todo: Pass) -> tuple[object, torch.Tensor | None]:
+        """A pass in the words of pass.h, and its table of dtypes, which has to live as long as the
+        launch is not queued."""
+        op, native = todo.op, self._native.Pass()
+        native.rule = getattr(self._native.Rule, op.rule)
+        native.elect = getattr(self._native.Elect, op.elect)
+        native.combine = getattr(self._native.Combine, op.combine)
+        native.scale, native.divisor, native.seed = op.scale, op.divisor, op.seed
+        native.has_base, native.merges = todo.base is not None, todo.out is not None
+        native.wide = op.work == torch.float64
+        native.base = self._codes[todo.base or torch.float32]
+        native.expert = self._codes[todo.experts[0]]
+        native.out = self._codes[todo.out or torch.float32]
+        native.experts = len(todo.experts)
+        native.tiles, native.blocks = len(todo.segments), todo.blocks
+        native.per_expert = 0 if todo.windows is None else todo.windows.shape[2]
+        native.windows = 0 if todo.windows is None else todo.windows.data_ptr()
+        for name in ("segments", "scalars", "coins", "found", "kept"):
+            setattr(native, name, getattr(todo, name).data_ptr())
+        if len(set(todo.experts)) == 1:
+            return native, None
+        codes = [int(self._codes[dtype]) for dtype in todo.experts]
+        dtypes = torch.tensor(codes, dtype=torch.uint8).to(self._device)
+        native.dtypes = dtypes.data_ptr()
+        return native, dtypes
+
+    def _queue(self) -> tuple[int, int]:
+        """Where a launch goes: the device, and its current stream."""
+        if self._device.type != "cuda":
+            return 0, 0
+        stream = torch.cuda.current_stream(self._device)
+        return stream.device_index, stream.cuda_stream
+
+
+def is_built() -> bool:
+    return importlib.util.find_spec("mergekern._cuda") is not None
+
+
+def is_available() -> bool:
+    """Whether the kernels are built and there is a device to run them."""
+    return is_built() and torch.cuda.is_available()
+
+
+def cuda_backend(device: torch.device) -> DeviceBackend:
+    """device: of type cuda; torch's current one if it has no index."""
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    native = importlib.import_module("mergekern._cuda")
+    return DeviceBackend(CudaKernels(native, device), device)
