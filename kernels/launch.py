@@ -2,8 +2,12 @@
 
 import struct
 
+import triton
 import triton.language as tl
+from mergekern.kernels.count import count as count_kernel
 from mergekern.kernels.fuse import fuse as fuse_kernel
+from mergekern.kernels.sums import gram as gram_kernel
+from mergekern.kernels.sums import masked_sums as masked_sums_kernel
 
 WARPS = 4
 OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}  # a fused multiply-add rounds once less
@@ -57,5 +61,55 @@ def fuse(todo, span, step):
         **kinds_of(todo),
         SPAN=span,
         STEP=step,
+        **OPTIONS,
+    )
+
+
+def count(todo, brackets, above, inside, tallies, span, step):
+    above.zero_()
+    inside.zero_()
+    queries = len(brackets)
+    count_kernel[(todo.blocks,)](
+        todo.segments,
+        brackets,
+        above,
+        inside,
+        tallies,
+        queries,
+        **dtypes_of(todo),
+        QUERIES=triton.next_power_of_2(queries),
+        SPAN=span,
+        STEP=step,
+        **OPTIONS,
+    )
+
+
+def masked_sums(todo, out, blocks, rows):
+    kinds = kinds_of(todo)
+    masked_sums_kernel[(triton.cdiv(len(out), blocks), len(todo.experts))](
+        todo.segments,
+        todo.coins,
+        todo.segments if todo.windows is None else todo.windows,
+        out,
+        todo.op.seed,
+        DROPS=any(kinds["DROPS"]),
+        WINDOWS=kinds["WINDOWS"],
+        **dtypes_of(todo),
+        BLOCKS=blocks,
+        ROWS=rows,
+        **OPTIONS,
+    )
+
+
+def gram(todo, out, blocks, rows):
+    side = min(4, triton.next_power_of_2(len(todo.experts)))
+    tiles = triton.cdiv(len(todo.experts), side)
+    gram_kernel[(triton.cdiv(len(out), blocks), tiles, tiles)](
+        todo.segments,
+        out,
+        **dtypes_of(todo),
+        BLOCKS=blocks,
+        ROWS=rows,
+        SIDE=side,
         **OPTIONS,
     )

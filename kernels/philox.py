@@ -37,13 +37,42 @@ def coin_half(blocks, expert, half, name_hash, seed):
 
 
 @triton.jit
+def coin_half_each(index, expert, half, name_hash, seed):
+    """The same of elements in any order."""
+    blocks = index // 8
+    c2 = tl.zeros(index.shape, tl.uint32) + (2 * expert + half)
+    c3 = tl.zeros(index.shape, tl.uint32) + name_hash
+    w0, w1, w2, w3 = philox4x32_10(
+        blocks.to(tl.uint32), (blocks >> 32).to(tl.uint32), c2, c3, seed
+    )
+    lane = (index % 8).to(tl.uint32)
+    early = tl.where(lane < 2, w0, w1)
+    word = tl.where(lane < 4, early, tl.where(lane < 6, w2, w3))
+    return (word >> (16 * (lane % 2))) & 0xFFFF
+
+
+@triton.jit
+def decided(high, keep_below):
+    """Which elements are kept, and which of them only their low halves can tell."""
+    bound = (keep_below >> 16).to(tl.uint32)
+    return high < bound, high == bound
+
+
+@triton.jit
 def drop(d, blocks, expert, keep_below, name_hash, seed):
     """d where its coin is below keep_below, else 0; blocks: numbers of its runs of 8 elements."""
-    high = coin_half(blocks, expert, 0, name_hash, seed)
-    bound = (keep_below >> 16).to(tl.uint32)
-    kept = high < bound
-    undecided = high == bound
-    if tl.max(undecided.to(tl.int32), 0) > 0:  # once in 65,536 elements
+    kept, undecided = decided(coin_half(blocks, expert, 0, name_hash, seed), keep_below)
+    if tl.max(undecided.to(tl.int32)) > 0:  # once in 65,536 elements
         low = coin_half(blocks, expert, 1, name_hash, seed)
+        kept = kept | (undecided & (low < (keep_below & 0xFFFF).to(tl.uint32)))
+    return tl.where(kept, d, 0.0)
+
+
+@triton.jit
+def drop_each(d, index, expert, keep_below, name_hash, seed):
+    """drop() of elements in any order."""
+    kept, undecided = decided(coin_half_each(index, expert, 0, name_hash, seed), keep_below)
+    if tl.max(undecided.to(tl.int32)) > 0:
+        low = coin_half_each(index, expert, 1, name_hash, seed)
         kept = kept | (undecided & (low < (keep_below & 0xFFFF).to(tl.uint32)))
     return tl.where(kept, d, 0.0)

@@ -15,22 +15,48 @@ from mergekern.errors import RecipeError
 
 SPAN = 8192
 STEP = 1024
+ROWS = 8
 
 
 class TritonKernels:
-    """span: elements of a block; step: how many of them at a time. Powers of two."""
+    """span: elements of a block; step: how many of them at a time; rows: of 16 elements,
+    the same in sums. Powers of two."""
 
     name = "triton"
 
-    def __init__(self, span: int = SPAN, step: int = STEP) -> None:
+    def __init__(self, span: int = SPAN, step: int = STEP, rows: int = ROWS) -> None:
         self.span = span
         self._step = min(step, span)
+        self._rows = rows
         self._launch = _kernels()
 
     def fuse(self, todo: Pass) -> None:
         if todo.blocks:
             with torch.cuda.device_of(todo.segments):
                 self._launch.fuse(todo, self.span, self._step)
+
+
+    def count(
+        self,
+        todo: Pass,
+        brackets: torch.Tensor,
+        above: torch.Tensor,
+        inside: torch.Tensor,
+        tallies: torch.Tensor,
+    ) -> None:
+        if todo.blocks and len(brackets):
+            with torch.cuda.device_of(todo.segments):
+                self._launch.count(todo, brackets, above, inside, tallies, self.span, self._step)
+
+    def masked_sums(self, todo: Pass, out: torch.Tensor) -> None:
+        if len(out):
+            with torch.cuda.device_of(todo.segments):
+                self._launch.masked_sums(todo, out, 8, self._rows)
+
+    def gram(self, todo: Pass, out: torch.Tensor) -> None:
+        if len(out):
+            with torch.cuda.device_of(todo.segments):
+                self._launch.gram(todo, out, 8, self._rows)
 
 
 def _kernels() -> ModuleType:
