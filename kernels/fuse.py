@@ -180,6 +180,8 @@ def fuse_run(
     Returns whether an input is not finite, and whether the output is not.
     """
     K: tl.constexpr = len(EXPERTS)
+    # Else registers run out: three windows that move have twelve numbers.
+    KEEPS_CUTS: tl.constexpr = WHOLE or WINDOWS < 3
     base_address = tl.load(row + BASE_AT)
     out_address = tl.load(row + OUT_AT)
     index = tl.load(row + OFFSET_AT) + first
@@ -193,7 +195,7 @@ def fuse_run(
         for column in tl.static_range(3):
             of_expert = of_expert + (tl.load(scalars + 3 * k + column).to(WORK),)
         factors = factors + (of_expert,)
-        if WINDOWS > 0:
+        if WINDOWS > 0 and KEEPS_CUTS:
             cuts = cuts + (cuts_of(windows + k * WINDOWS * 4, WINDOWS, index, SPAN, WORK, WHOLE),)
         if WINDOWS == 3:
             none = tl.zeros([STEP // 8], tl.int32)
@@ -216,13 +218,17 @@ def fuse_run(
             if RULE == "task_vector":
                 x = x - b
                 m = magnitude(x)
+                if KEEPS_CUTS:
+                    cuts_here = cuts[k] if WINDOWS > 0 else ()
+                else:
+                    cuts_here = cuts_of(windows + k * WINDOWS * 4, WINDOWS, index, SPAN, WORK, WHOLE)
                 if WINDOWS == 3:
-                    mine, open_ = counted(m, cuts[k], place, live, counts[k], WHOLE)
+                    mine, open_ = counted(m, cuts_here, place, live, counts[k], WHOLE)
                     new_counts = new_counts + (mine,)
                     marked |= open_
                 if WINDOWS > 0:
-                    low = reached(m, cuts[k][0], place, WHOLE)
-                    high = reached(m, cuts[k][1], place, WHOLE)
+                    low = reached(m, cuts_here[0], place, WHOLE)
+                    high = reached(m, cuts_here[1], place, WHOLE)
                     x = tl.where(low & ~high, x, 0.0)
                 if DROPS[k]:
                     blocks = (index + start - first) // 8 + tl.arange(0, STEP // 8)
@@ -306,7 +312,7 @@ def fuse(
             more_bad, more_large = fuse_run(
                 row, scalars, coins, windows, kept, seed.to(tl.uint64), from_bits(scale, WORK), from_bits(divisor, WORK),
                 first, begin, end, RULE, ELECT, COMBINE, SEPARATE, DIVIDED, DROPS, WINDOWS,
-                BASE, EXPERTS, OUT, WORK, SPAN, STEP if WHOLE else STEP // 2, WHOLE,
+                BASE, EXPERTS, OUT, WORK, SPAN, STEP if WHOLE else STEP // (4 if WINDOWS == 3 else 2), WHOLE,
             )
             bad |= more_bad
             large |= more_large

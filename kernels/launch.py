@@ -1,34 +1,103 @@
-"""The host's side of a launch: what a Pass fixes when a kernel is compiled, and its grid."""
+"""The host's side of a launch: what a Pass fixes when a kernel is compiled, its arguments, its
+grid. Kinds that several passes share make one compiled kernel."""
 
 import struct
 
 import triton
 import triton.language as tl
-from mergekern.kernels.count import count as count_kernel
-from mergekern.kernels.fuse import fuse as fuse_kernel
-from mergekern.kernels.sums import gram as gram_kernel
-from mergekern.kernels.sums import masked_sums as masked_sums_kernel
+from mergekern.kernels import count as counting
+from mergekern.kernels import fuse as fusing
+from mergekern.kernels import sums as summing
 
-WARPS = 4
-OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}  # a fused multiply-add rounds once less
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # a fused multiply-add rounds once less
 
 
-def dtype(torch_dtype):
-    return None if torch_dtype is None else getattr(tl, str(torch_dtype).removeprefix("torch."))
+def start(kernel, grid, *arguments, **kinds):
+    kernel[grid](*arguments, **kinds, **OPTIONS)
+
+
+def fuse(todo, span, step):
+    start(
+        fusing.fuse,
+        (todo.blocks,),
+        todo.segments,
+        todo.scalars,
+        todo.coins,
+        windows_of(todo),
+        todo.found,
+        todo.kept,
+        len(todo.segments),
+        todo.op.seed,
+        bits(todo.op.scale),
+        bits(todo.op.divisor),
+        **kinds_of(todo),
+        SPAN=span,
+        STEP=step,
+    )
+
+
+def count(todo, brackets, above, inside, tallies, span, step):
+    above.zero_()
+    inside.zero_()
+    start(
+        counting.count,
+        (todo.blocks,),
+        todo.segments,
+        brackets,
+        above,
+        inside,
+        tallies,
+        len(brackets),
+        **dtypes_of(todo),
+        QUERIES=triton.next_power_of_2(len(brackets)),
+        SPAN=span,
+        STEP=step,
+    )
+
+
+def masked_sums(todo, out, blocks, rows):
+    start(
+        summing.masked_sums,
+        (triton.cdiv(len(out), blocks), len(todo.experts)),
+        todo.segments,
+        todo.coins,
+        windows_of(todo),
+        out,
+        todo.op.seed,
+        DROPS=any(drops_of(todo)),
+        WINDOWS=count_of_windows(todo),
+        **dtypes_of(todo),
+        BLOCKS=blocks,
+        ROWS=rows,
+    )
+
+
+def gram(todo, out, blocks, rows):
+    side = min(4, triton.next_power_of_2(len(todo.experts)))
+    tiles = triton.cdiv(len(todo.experts), side)
+    start(
+        summing.gram,
+        (triton.cdiv(len(out), blocks), tiles, tiles),
+        todo.segments,
+        out,
+        **dtypes_of(todo),
+        BLOCKS=blocks,
+        ROWS=rows,
+        SIDE=side,
+    )
 
 
 def kinds_of(todo):
-    """How the fused pass of a Pass is compiled."""
+    """How the fused pass is compiled."""
     op = todo.op
-    deltas = op.rule == "task_vector"
     return {
         "RULE": op.rule,
         "ELECT": op.elect,
         "COMBINE": op.combine,
         "SEPARATE": any(e.vote != e.coef for e in op.experts),
         "DIVIDED": op.divisor != 1,
-        "DROPS": tuple(deltas and e.keep_below < 1 << 32 for e in op.experts),
-        "WINDOWS": todo.windows.shape[2] if deltas and todo.windows is not None else 0,
+        "DROPS": drops_of(todo),
+        "WINDOWS": count_of_windows(todo),
         **dtypes_of(todo),
         "OUT": dtype(todo.out),
     }
@@ -42,74 +111,25 @@ def dtypes_of(todo):
     }
 
 
+def drops_of(todo):
+    deltas = todo.op.rule == "task_vector"
+    return tuple(deltas and e.keep_below < 1 << 32 for e in todo.op.experts)
+
+
+def count_of_windows(todo):
+    if todo.windows is None or todo.op.rule != "task_vector":
+        return 0
+    return todo.windows.shape[2]
+
+
+def windows_of(todo):
+    """A table, needed or not."""
+    return todo.segments if todo.windows is None else todo.windows
+
+
+def dtype(torch_dtype):
+    return None if torch_dtype is None else getattr(tl, str(torch_dtype).removeprefix("torch."))
+
+
 def bits(x):
     return struct.unpack("<Q", struct.pack("<d", x))[0]
-
-
-def fuse(todo, span, step):
-    fuse_kernel[(todo.blocks,)](
-        todo.segments,
-        todo.scalars,
-        todo.coins,
-        todo.segments if todo.windows is None else todo.windows,
-        todo.found,
-        todo.kept,
-        len(todo.segments),
-        todo.op.seed,
-        bits(todo.op.scale),
-        bits(todo.op.divisor),
-        **kinds_of(todo),
-        SPAN=span,
-        STEP=step,
-        **OPTIONS,
-    )
-
-
-def count(todo, brackets, above, inside, tallies, span, step):
-    above.zero_()
-    inside.zero_()
-    queries = len(brackets)
-    count_kernel[(todo.blocks,)](
-        todo.segments,
-        brackets,
-        above,
-        inside,
-        tallies,
-        queries,
-        **dtypes_of(todo),
-        QUERIES=triton.next_power_of_2(queries),
-        SPAN=span,
-        STEP=step,
-        **OPTIONS,
-    )
-
-
-def masked_sums(todo, out, blocks, rows):
-    kinds = kinds_of(todo)
-    masked_sums_kernel[(triton.cdiv(len(out), blocks), len(todo.experts))](
-        todo.segments,
-        todo.coins,
-        todo.segments if todo.windows is None else todo.windows,
-        out,
-        todo.op.seed,
-        DROPS=any(kinds["DROPS"]),
-        WINDOWS=kinds["WINDOWS"],
-        **dtypes_of(todo),
-        BLOCKS=blocks,
-        ROWS=rows,
-        **OPTIONS,
-    )
-
-
-def gram(todo, out, blocks, rows):
-    side = min(4, triton.next_power_of_2(len(todo.experts)))
-    tiles = triton.cdiv(len(todo.experts), side)
-    gram_kernel[(triton.cdiv(len(out), blocks), tiles, tiles)](
-        todo.segments,
-        out,
-        **dtypes_of(todo),
-        BLOCKS=blocks,
-        ROWS=rows,
-        SIDE=side,
-        **OPTIONS,
-    )

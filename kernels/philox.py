@@ -62,7 +62,9 @@ def decided(high, keep_below):
 def drop(d, blocks, expert, keep_below, name_hash, seed):
     """d where its coin is below keep_below, else 0; blocks: numbers of its runs of 8 elements."""
     kept, undecided = decided(coin_half(blocks, expert, 0, name_hash, seed), keep_below)
-    if tl.max(undecided.to(tl.int32)) > 0:  # once in 65,536 elements
+    undecided &= d != 0.0
+    of_eight = tl.max(undecided.to(tl.int32).reshape(blocks.shape[0], 8), 1)
+    if tl.max(of_eight, 0) > 0:  # once in 65,536 elements
         low = coin_half(blocks, expert, 1, name_hash, seed)
         kept = kept | (undecided & (low < (keep_below & 0xFFFF).to(tl.uint32)))
     return tl.where(kept, d, 0.0)

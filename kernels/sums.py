@@ -1,7 +1,8 @@
 """Whole-tile sums in fp64, in the order of reference.block_sums: per 4096 elements, lane i % 16
 takes its rows in order, then the lanes follow in order.
 
-Every thread owns lanes of blocks: what is loaded is [blocks, lanes, rows].
+Every thread owns one lane of a block: what is loaded is [blocks, lanes, rows], with one row at a
+time. (The interpreter, which pays by the operation, takes more.)
 """
 
 import triton
@@ -13,6 +14,7 @@ from mergekern.kernels.windows import cuts_of, reached
 
 BLOCK = tl.constexpr(4096)
 LANES = tl.constexpr(16)
+UNROLL = tl.constexpr(8)
 
 
 @triton.jit
@@ -95,7 +97,7 @@ def masked_sums(
         cuts = cuts_of(windows + expert * 4, 1, index, SPAN, WORK, False)
     plain = tl.zeros([BLOCKS, LANES], tl.float64)
     kept = tl.zeros([BLOCKS, LANES], tl.float64)
-    for row in range(0, BLOCK // LANES, ROWS):
+    for row in tl.range(0, BLOCK // LANES, ROWS, loop_unroll_factor=UNROLL):
         place = places(BLOCKS, ROWS) + row * LANES
         live = place < numel - first
         b = read_at(tl.load(segments + BASE_AT), first, place, live, BASE, WORK)
@@ -138,7 +140,7 @@ def gram(
         sums = ()
         for _ in tl.static_range(SIDE * SIDE):
             sums = sums + (tl.zeros([BLOCKS, LANES], tl.float64),)
-        for row in range(0, BLOCK // LANES, ROWS):
+        for row in tl.range(0, BLOCK // LANES, ROWS, loop_unroll_factor=UNROLL):
             place = places(BLOCKS, ROWS) + row * LANES
             live = place < numel - first
             if BASE is not None:

@@ -15,7 +15,7 @@ from mergekern.errors import RecipeError
 
 SPAN = 8192
 STEP = 1024
-ROWS = 8
+ROWS = 1
 
 
 class TritonKernels:
