@@ -1,8 +1,9 @@
 """One thread for torch: its threads spin against ours, and the tests' own arithmetic is small.
-Fixtures: small models on disk, and undisturbed merges of them to compare with."""
+Without a GPU, Triton's kernels are interpreted, which it must know when it is imported. Fixtures: small models on disk, and undisturbed merges of them to compare with."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from folders import METHODS, merge, write_models
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,229 @@
+"""Every Triton kernel against the reference, bit for bit: compiled where there is a GPU, interpreted
+elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import FLOATS, KINDS, LENGTHS, PHASED, bits, ops, same_bits, tile, tiles, work_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mergekern.backends import CHUNK, Bracket, Margin
+from mergekern.backends.reference import ReferenceBackend, round_to
+from mergekern.fused import EVERY_INDEX, ExpertScalars, Findings, FusedOp, Tile, Window
+
+pytest.importorskip("triton")
+from triton_backends import DEVICE, backend_for, backend_of_span, on_device, run
+
+# numpy, which the interpreter computes with, warns of what overflows as it should
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+REFERENCE = ReferenceBackend()
+
+
+def grid(examples: int) -> settings:
+    checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    return settings(max_examples=examples, deadline=None, suppress_health_check=checks)
+
+
+def assert_same(op: FusedOp, t: Tile, dtype: torch.dtype) -> None:
+    want = torch.full((t.numel,), 7.0, dtype=dtype)
+    wanted = REFERENCE.fuse(op, t, want)
+    got, found = run(op, t, dtype)
+    assert same_bits(got, want), (op, t)
+    assert found == wanted
+
+
+@grid(40)
+@given(data=st.data(), dtype=st.sampled_from(FLOATS))
+def test_fuse(data, dtype) -> None:
+    t = data.draw(tiles(most_experts=6))
+    assert_same(data.draw(ops(t)), t, dtype)
+
+
+@pytest.mark.parametrize("numel", LENGTHS)
+def test_every_length(numel: int) -> None:
+    for number, kind in enumerate(KINDS):
+        dtype = PHASED[(number + numel) % 2]
+        t = tile(numel, [dtype] * 3, kind, seed=numel)
+        window = Window(lo=0x38000000, lo_last=numel // 2)
+        experts = tuple(
+            ExpertScalars(i, 0.5, 0.5, 0.5, window, 0x80008000 if i else 2**32) for i in range(2)
+        )
+        assert_same(FusedOp("task_vector", experts, "mass", "mean"), t, PHASED[number % 2])
+
+
+def test_sixty_four_experts() -> None:
+    t = tile(1000, [torch.bfloat16] * 65, "near")
+    experts = tuple(ExpertScalars(i, 1 / 64, keep_below=2**31) for i in range(64))
+    assert_same(FusedOp("task_vector", experts, "mass", "mean"), t, torch.bfloat16)
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_any_alignment(shift: int) -> None:
+    """Whole steps, then the rest; all of it where one address is no multiple of 16."""
+    aligned = tile(5000, [torch.bfloat16] * 3, "near", seed=shift)
+    room = torch.zeros(6000, dtype=torch.bfloat16)
+    x = room[shift : shift + 5000].copy_(aligned.experts[1])
+    t = replace(aligned, experts=(aligned.experts[0], x))
+    op = FusedOp("task_vector", (ExpertScalars(0, 0.7), ExpertScalars(1, 0.3)), "mass", "mean")
+    want = torch.empty(5000, dtype=torch.bfloat16)
+    REFERENCE.fuse(op, t, want)
+    backend = backend_of_span(4096, 256, 1)
+    got = torch.empty(5000, dtype=torch.bfloat16, device=DEVICE)
+    backend.fuse(op, on_device(t) if DEVICE.type == "cuda" else t, got)
+    assert same_bits(got.cpu(), want)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_non_finite_inputs_are_found(dtype: torch.dtype, value: float) -> None:
+    op = FusedOp("task_vector", (ExpertScalars(0, 0.5), ExpertScalars(1, 0.5)), work=torch.float64)
+    for place in (-1, 0, 1):
+        t = tile(1005, [dtype] * 3, "near")
+        victim = t.base if place == -1 else t.experts[place]
+        victim[1002] = value
+        assert run(op, t, dtype)[1] == REFERENCE.fuse(op, t, torch.empty(1005, dtype=dtype))
+
+
+def test_overflow_of_the_output_is_found() -> None:
+    base, expert = torch.zeros(600), torch.zeros(600)
+    expert[599] = 70000.0
+    op = FusedOp("task_vector", (ExpertScalars(0, 1.0),))
+    found = run(op, Tile("w", 0, base, (expert,)), torch.float16)[1]
+    assert found == Findings(overflow=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_short_float_widens_and_rounds_to_itself(dtype: torch.dtype) -> None:
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    x = x[x.isfinite() & (x != 0)]
+    op = FusedOp("linear_combination", (ExpertScalars(0, 1.0),))
+    assert torch.equal(bits(run(op, Tile("w", 0, None, (x,)), dtype)[0]), bits(x))
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64])
+def test_rounding_at_every_midpoint(narrow: torch.dtype, wide: torch.dtype) -> None:
+    every = torch.arange(0, 2**15).to(torch.int16).view(narrow)
+    every = every[every.isfinite()].to(wide)
+    middle = (every[:-1] + every[1:]) / 2
+    ends = [middle, middle.nextafter(every[1:]), middle.nextafter(every[:-1])]
+    x = torch.cat([*ends, *(-m for m in ends)])
+    op = FusedOp("linear_combination", (ExpertScalars(0, 1.0),), work=wide)
+    got = run(op, Tile("w", 0, None, (x,)), narrow)[0]
+    assert torch.equal(bits(got), bits(round_to(x + 0.0, narrow)))
+
+
+def assert_speculates(op: FusedOp, t: Tile, margins: list[Margin], dtype) -> None:
+    want_out = None if dtype is None else torch.full((t.numel,), 7.0, dtype=dtype)
+    want = REFERENCE.speculate(op, t, margins, want_out)
+    out = None if want_out is None else torch.full_like(want_out, 3.0).to(DEVICE)
+    got = backend_for(t.numel).speculate(op, on_device(t), margins, out)
+    assert got.findings == want.findings
+    assert torch.equal(got.kept, want.kept)
+    assert torch.equal(got.open.cpu(), want.open)
+    assert out is None or same_bits(out.cpu(), want_out)
+
+
+@grid(20)
+@given(data=st.data(), dtype=st.sampled_from([*FLOATS, None]))
+def test_speculate(data, dtype) -> None:
+    t = data.draw(tiles(most_experts=4))
+    op = replace(data.draw(ops(t)), rule="task_vector")
+    places = st.sampled_from([-1, EVERY_INDEX, t.offset, t.offset + t.numel // 2])
+    margins = [
+        Margin(
+            *(replace(e.window, lo_last=data.draw(places), hi_last=data.draw(places)) for _ in "sw")
+        )
+        for e in op.experts
+    ]
+    assert_speculates(op, t, margins, dtype)
+
+
+@pytest.mark.parametrize("numel", [4096, 8191, CHUNK + 9])
+def test_cuts_that_lie_apart(numel: int) -> None:
+    """Cuts that move inside the block, and some that do not."""
+    t = tile(numel, [torch.bfloat16] * 4, "near")
+    for last in (numel // 3, EVERY_INDEX):
+        rows = tuple(
+            ExpertScalars(k, 0.5, 0.5, window=Window(0x39800000, last, 0x3A800000)) for k in range(3)
+        )
+        margin = Margin(Window(0x39A00000, hi=0x3AA00000), Window(0x39600000, hi=0x3A600000))
+        op = FusedOp("task_vector", rows, "mass", "mean")
+        assert_speculates(op, t, [margin] * 3, torch.bfloat16)
+
+
+def assert_counts(t: Tile, brackets: list[Bracket], work: torch.dtype) -> None:
+    want, got = ([torch.zeros((1, b.bins), dtype=torch.int64) for b in brackets] for _ in "ab")
+    wanted = REFERENCE.count(t, brackets, work, want)
+    counts = backend_for(t.numel).count(on_device(t), brackets, work, got)
+    assert [c.above for c in counts] == [c.above for c in wanted]
+    assert all(torch.equal(a.chunks, b.chunks) for a, b in zip(counts, wanted, strict=True))
+    assert all(map(torch.equal, got, want))
+
+
+@grid(20)
+@given(data=st.data())
+def test_magnitudes_and_counts(data) -> None:
+    t = data.draw(tiles(most_experts=3))
+    work, brackets = work_of(t), []
+    for expert in range(len(t.experts)):
+        want = REFERENCE.magnitudes(t, expert, work)
+        got = backend_for(t.numel).magnitudes(on_device(t), expert, work)
+        assert torch.equal(got, want)
+        for shift, bins in ((0, 1), (0, 77), (13, 300)):
+            low = int(want[data.draw(st.integers(0, t.numel - 1))]) if t.numel else 5
+            brackets.append(Bracket(expert, max(0, low - (bins << shift) // 3), shift, bins))
+    assert_counts(t, brackets, work)
+
+
+@pytest.mark.parametrize("work", [torch.float32, torch.float64])
+def test_a_bracket_up_to_the_largest_magnitude(work: torch.dtype) -> None:
+    t = tile(1000, [work] * 2, "bits")
+    t.experts[0][9] = torch.nan
+    end = 2**63 if work == torch.float64 else 2**31
+    shift = end.bit_length() - 11
+    assert_counts(t, [Bracket(0, 0, shift, 1024), Bracket(0, end - 1024, 0, 1024)], work)
+
+
+@grid(8)
+@given(data=st.data())
+def test_sums(data) -> None:
+    t = data.draw(tiles(most_experts=3))
+    op = data.draw(ops(t))
+    backend, there = backend_for(t.numel), on_device(t)
+    for got, want in (
+        (backend.masked_sums(op, there), REFERENCE.masked_sums(op, t)),
+        (backend.gram(there, op.work), REFERENCE.gram(t, op.work)),
+    ):
+        # NaN where a delta overflows; otherwise the same bits
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+def test_sums_row_by_row() -> None:
+    """As compiled kernels take them, with more experts than one program pairs."""
+    t = tile(9000, [torch.bfloat16] * 6, "near")
+    backend = backend_of_span(8192, 1024, 1)
+    op = FusedOp("task_vector", tuple(ExpertScalars(k, 1.0) for k in range(5)))
+    there = on_device(t)
+    assert torch.equal(backend.gram(there, torch.float32), REFERENCE.gram(t, torch.float32))
+    weights = replace(there, base=None)
+    want = REFERENCE.gram(replace(t, base=None), torch.float32)
+    assert torch.equal(backend_for(9000).gram(weights, torch.float32), want)
+    if DEVICE.type == "cuda":
+        assert torch.equal(backend.masked_sums(op, there), REFERENCE.masked_sums(op, t))
+
+
+def test_compact() -> None:
+    t = tile(1001, [torch.bfloat16, torch.float32], "near")
+    marks = torch.arange(126).to(torch.uint8)
+    marks[-1] = 1
+    want_index, want = REFERENCE.compact(t, marks)
+    index, got = backend_for(1001).compact(on_device(t), marks.to(DEVICE))
+    assert torch.equal(index.cpu(), want_index)
+    assert same_bits(got.base.cpu(), want.base)
+    assert same_bits(got.experts[0].cpu(), want.experts[0])
