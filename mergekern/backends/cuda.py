@@ -8,7 +8,8 @@ from types import ModuleType
 
 import torch
 
-from mergekern.backends.device import DeviceBackend, Pass
+from mergekern.backends.device import DeviceBackend
+from mergekern.backends.launch import Pass
 
 
 class CudaKernels:
