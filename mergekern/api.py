@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ def merge(
     models: Sequence[Any] | None = None,
     base: Any = None,
     output: str | Path | None = None,
+    out: torch.nn.Module | Mapping[str, torch.Tensor] | None = None,
     preset: str | None = None,
     seed: int | None = None,
     dtype: str | torch.dtype | None = None,
@@ -49,6 +50,8 @@ def merge(
 
     recipe_or_method: a method's name, or a recipe: file, YAML text, mapping, object with model_dump
     models, base:     paths, Hub ids or state dicts; with a method's name only
+    out:              a module or state dict that a merge in memory is written into, in place:
+                      nothing is allocated for the result, which is returned too
     preset:           a named bundle of parameters, see methods()
     seed:             of methods that draw random numbers; 0 when neither call nor recipe gives one
     dtype, out_dtype: of the output, the second wins; the base's when neither is given
@@ -77,10 +80,12 @@ def merge(
         parameters=parameters,
     )
     folder = None if output is None else output_path(output)
+    if folder is not None and out is not None:
+        raise OutputError("output is a folder and out is in memory: give one of them")
     if folder is None and not all(source.in_memory for source in recipe.sources):
         raise OutputError("models on disk are merged into a folder: give output=")
     with ready([recipe], [folder], mismatch, max_shard_size) as jobs:
-        return _run(jobs, _backend(jobs, backend, device, threads, room), limit, progress)[0]
+        return _run(jobs, _backend(jobs, backend, device, threads, room), limit, progress, out)[0]
 
 
 def plan(
@@ -190,14 +195,19 @@ def methods() -> tuple[Method, ...]:
 
 
 def _run(
-    jobs: Sequence[Job], backend: Backend, max_memory: int | None, progress: Progress | None
+    jobs: Sequence[Job],
+    backend: Backend,
+    max_memory: int | None,
+    progress: Progress | None,
+    out: torch.nn.Module | Mapping[str, torch.Tensor] | None = None,
 ) -> list[Any]:
     """Reports of merges into folders, or state dicts. All can be begun before the first one is."""
     plans = [job.plan for job in jobs]
     checkpoints = [job.checkpoints for job in jobs]
     outputs = [job.output for job in jobs if job.output is not None]
     if not outputs:
-        return merge_in_memory(plans, checkpoints, backend=backend)
+        into = out.state_dict() if isinstance(out, torch.nn.Module) else out
+        return merge_in_memory(plans, checkpoints, backend=backend, into=into)
     for job in jobs:
         job.check_folder()
     summaries = engine.merge_to_folders(

@@ -39,7 +39,7 @@ class Doubt:
 
     def fuse(self, backend: Backend, op: FusedOp, out: torch.Tensor) -> Findings:
         """Merge these elements and put them where they belong in `out`, the whole tensor."""
-        merged = huge.empty(self.tile.numel, out.dtype)
+        merged = huge.empty(self.tile.numel, out.dtype, out.device)
         found = self.merge(backend, op, merged)
         out[self.index] = merged
         return found

@@ -11,11 +11,11 @@ PAGE = 2 << 20
 WORTH = 2 * PAGE  # below, no whole huge page may lie inside
 
 
-def empty(numel: int, dtype: torch.dtype) -> torch.Tensor:
+def empty(numel: int, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
     """torch.empty, with huge pages where the system has them; elsewhere just torch.empty."""
-    tensor = torch.empty(numel, dtype=dtype)
+    tensor = torch.empty(numel, dtype=dtype, device=device)
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is not None and tensor.nbytes >= WORTH:
+    if advice is not None and tensor.nbytes >= WORTH and tensor.device.type == "cpu":
         start = -(-tensor.data_ptr() // PAGE) * PAGE
         length = (tensor.data_ptr() + tensor.nbytes - start) // PAGE * PAGE
         # Advice only: where it is refused, the memory is as good as before.

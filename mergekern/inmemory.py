@@ -19,6 +19,7 @@ from mergekern.batches import Found
 from mergekern.checkpoint.base import Checkpoint
 from mergekern.findings import check_copied, check_findings
 from mergekern.fused import FusedOp, Tile
+from mergekern.into import outputs_in
 from mergekern.onepass import Merging, OnePass
 from mergekern.plan import Plan, Step
 from mergekern.small import merge_small
@@ -48,13 +49,24 @@ Part = tuple[Job, list[Step]]  # steps of one plan that have to be merged togeth
 
 
 def merge_in_memory(
-    plans: Sequence[Plan], checkpoints: Sequence[Sequence[Checkpoint]], *, backend: Backend
+    plans: Sequence[Plan],
+    checkpoints: Sequence[Sequence[Checkpoint]],
+    *,
+    backend: Backend,
+    into: Mapping[str, torch.Tensor] | None = None,
 ) -> list[dict[str, torch.Tensor]]:
-    """The merged tensors of every plan by name. Inputs in memory are not copied."""
-    jobs = [
-        Job(plan, opened, {step.name: huge.empty(step.numel, step.dtype) for step in plan.steps})
-        for plan, opened in zip(plans, checkpoints, strict=True)
-    ]
+    """The merged tensors of every plan by name, where the inputs lie, which are not copied.
+
+    into: of the one plan there is, where its tensors go; see into.outputs_in()
+    """
+    jobs = []
+    for plan, opened in zip(plans, checkpoints, strict=True):
+        if into is None:
+            device = opened[0].device
+            outs = {s.name: huge.empty(s.numel, s.dtype, device) for s in plan.steps}
+        else:
+            outs = outputs_in(into, plan, opened)
+        jobs.append(Job(plan, opened, outs))
     walks: dict[tuple[str, ...], list[Part]] = {}
     known: Found = {}
     for job in jobs:

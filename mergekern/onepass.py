@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from mergekern.backends import Backend, Margin, Speculation
@@ -126,5 +125,4 @@ class _Begun:
         if len(self.parts) == 1:
             return self.parts[0]
         kept = sum((part.kept for part in self.parts[1:]), self.parts[0].kept)
-        marks = np.concatenate([part.open.numpy() for part in self.parts])
-        return Speculation(Findings(), kept, torch.from_numpy(marks))
+        return Speculation(Findings(), kept, torch.cat([part.open for part in self.parts]))

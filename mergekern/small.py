@@ -14,9 +14,6 @@ from mergekern.findings import check_findings
 from mergekern.fused import Batch, name_hash
 from mergekern.plan import Plan, Step
 from mergekern.statistics import fused_op
-from mergekern.tiles import TILE_ALIGN
-
-SMALL = 4 * TILE_ALIGN  # elements
 
 Inputs = list[torch.Tensor]  # the base, if any, then the experts
 
@@ -36,7 +33,7 @@ def merge_small(
     kinds: dict[Hashable, list[tuple[Step, Inputs]]] = {}
     left = []
     for step in plan.steps:
-        if not _is_small(step):
+        if not _is_small(step, backend):
             left.append(step)
             continue
         inputs = [checkpoints[i.model].read(i.name, 0, step.numel, None) for i in step.inputs]
@@ -50,11 +47,11 @@ def merge_small(
     return left
 
 
-def _is_small(step: Step) -> bool:
+def _is_small(step: Step, backend: Backend) -> bool:
     spec = step.spec
     if spec is None or spec.whole_tensor_sums or spec.whole_model:
         return False
-    return 0 < step.numel <= (CHUNK if spec.ranked else SMALL)
+    return 0 < step.numel <= (CHUNK if spec.ranked else backend.batched)
 
 
 def _batch(alike: Sequence[tuple[Step, Inputs]], outs: Mapping[str, torch.Tensor]) -> Batch:

@@ -59,6 +59,9 @@ def _join(tile: Tile, parts: Sequence[Part]) -> Tile:
 
 def _gather(whole: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
     """Copied one by one: torch.cat would wake its threads, which then spin against ours."""
+    if whole.device.type != "cpu":  # a copy is a launch there
+        places = torch.cat([torch.arange(part.start, part.stop) for part in parts])
+        return whole[places.to(whole.device)]
     joined = torch.empty(sum(part.numel for part in parts), dtype=whole.dtype)
     filled = 0
     for part in parts:

@@ -11,10 +11,10 @@ ROOT = Path(__file__).parent.parent / "mergekern"
 ABOVE_TO_BELOW = """
 errors version sizes dtypes collector huge _C _cuda fused spec methods recipe
 checkpoint report columns plan tied fitting planner lock card progress
-tiles backends keys counting doubts sampling walking speculation trimming statistics onepass spill
+kernels tiles backends keys counting doubts sampling walking speculation trimming statistics onepass spill
 arena machine budget table units extents cargo stream coverage sources shared
 journal blockfile output destination findings settling trialpass batches member run
-engine small inmemory folders jobs many api evaluate demo cli
+engine small into inmemory folders jobs many api evaluate demo cli
 """
 ORDER = ABOVE_TO_BELOW.split()
 FILES = sorted(ROOT.rglob("*.py"))

@@ -65,10 +65,14 @@ class Speculation:
 
 
 class Backend(Protocol):
-    """lanes: rows of a tally, each added to by one worker at a time."""
+    """lanes: rows of a tally, each added to by one worker at a time.
+
+    batched: elements of a tensor in memory up to which it is merged together with others
+    """
 
     name: str
     lanes: int
+    batched: int
 
     def pin(self, memory: torch.Tensor) -> Callable[[], None]:
         """Told of host memory that many inputs will come from. Returns what to call before it is

@@ -27,13 +27,14 @@ from mergekern.backends.launch import (
     windows_of,
 )
 from mergekern.backends.ranks import search
-from mergekern.fused import Batch, ExpertScalars, Findings, FusedOp, Tile
+from mergekern.fused import EVERY_INDEX, Batch, ExpertScalars, Findings, FusedOp, Tile
 
 
 class DeviceBackend:
     """Merges what lies in the memory of one device. Same bits as every other backend."""
 
     lanes = 1
+    batched = EVERY_INDEX  # a launch each is what costs
 
     def __init__(self, kernels: Kernels, device: torch.device) -> None:
         self.name = kernels.name

@@ -19,7 +19,7 @@ from mergekern.backends.checks import check_batch, check_out, check_tile
 from mergekern.backends.device import DeviceBackend
 from mergekern.backends.launch import batch_of, findings, windows_of
 from mergekern.backends.slots import Slot, stretches
-from mergekern.fused import Batch, Findings, FusedOp, Tile
+from mergekern.fused import EVERY_INDEX, Batch, Findings, FusedOp, Tile
 from mergekern.tiles import cut
 
 SLOTS = 3
@@ -39,6 +39,7 @@ class StagedBackend:
     """
 
     lanes = 1
+    batched = EVERY_INDEX
 
     def __init__(self, inner: DeviceBackend, host: Backend, room: int) -> None:
         self.name = inner.name

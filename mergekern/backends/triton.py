@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-from mergekern.backends.device import DeviceBackend, Pass
+from mergekern.backends.launch import Pass
 from mergekern.errors import RecipeError
 
 SPAN = 8192

@@ -1,0 +1,76 @@
+"""Merging in place, into tensors that are there already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import mergekern
+from mergekern.errors import OutputError
+
+Change = dict[str, torch.Tensor]
+
+
+def state(seed: int, dtype: torch.dtype = torch.bfloat16) -> Change:
+    g = torch.Generator().manual_seed(seed)
+    shapes = {"large": (700, 1000), "small": (33,), "empty": (0, 4)}
+    return {name: torch.randn(shape, generator=g).to(dtype) for name, shape in shapes.items()}
+
+
+def call(**more: Any) -> dict[str, Any]:
+    return {"base": state(0), "models": [state(1), state(2)], "density": 0.3, **more}
+
+
+def test_what_is_there_takes_the_merge() -> None:
+    want = mergekern.merge("ties", **call())
+    out = {name: torch.full_like(x, 7) for name, x in state(0).items()}
+    places = {name: x.data_ptr() for name, x in out.items()}
+    for _ in range(2):  # a search merges again and again
+        got = mergekern.merge("ties", out=out, **call())
+        for name, x in want.items():
+            assert torch.equal(out[name], x) and got[name].data_ptr() == places[name]
+
+
+def test_a_module_in_use() -> None:
+    def layer(seed: int) -> torch.nn.Linear:
+        torch.manual_seed(seed)
+        return torch.nn.Linear(300, 200)
+
+    base, one, two, live = (layer(seed) for seed in range(4))
+    mergekern.merge("linear", models=[one, two], out=live)
+    assert torch.equal(live.weight, (one.weight * 0.5 + two.weight * 0.5))
+    assert live.weight.requires_grad and live(torch.ones(300)).shape == (200,)
+    assert not torch.equal(base.weight, live.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda o: o.pop("small"), "has no small, which the merged model has"),
+        (lambda o: o.update(more=torch.ones(1)), "has more, which the merged model has not"),
+        (lambda o: o.update(small=torch.ones(33)), "'small' is float32, the merge gives bfloat16"),
+        (lambda o: o.update(small=o["small"][:5]), r"'small' has shape \[5\], wanted \[33\]"),
+        (lambda o: o.update(large=o["large"].new_zeros(1000, 700).T), "'large' is not contiguous"),
+    ],
+)
+def test_what_does_not_fit(change: Any, message: str) -> None:
+    out = state(3)
+    change(out)
+    before = {name: x.clone() for name, x in out.items()}
+    with pytest.raises(OutputError, match=message):
+        mergekern.merge("ties", out=out, **call())
+    assert all(torch.equal(out[name], x) for name, x in before.items())
+
+
+def test_not_over_an_input() -> None:
+    models = call()
+    out = state(3) | {"large": models["models"][1]["large"]}
+    with pytest.raises(OutputError, match="'large' is in the memory of an input"):
+        mergekern.merge("ties", out=out, **models)
+
+
+def test_not_beside_a_folder(tmp_path: Any) -> None:
+    with pytest.raises(OutputError, match="give one of them"):
+        mergekern.merge("ties", output=tmp_path / "m", out=state(3), **call())
