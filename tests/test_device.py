@@ -1,0 +1,113 @@
+"""Whole merges through the tables of a launch: in a device's memory, and staged through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from devices import DEVICES
+from safetensors.torch import save_file
+
+import mergekern
+from mergekern import api
+from mergekern.backends.choose import get_backend
+from mergekern.errors import BudgetError, RecipeError
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("linear", {}),
+    ("task_arithmetic", {"lambda_": 0.7}),
+    ("ties", {"density": 0.2}),
+    ("ties", {"density": 0.3, "scope": "model"}),
+    ("ties", {"density": 0.5, "ties": "keep"}),
+    ("dare_linear", {"density": 0.1, "seed": 7}),
+    ("dare_ties", {"density": 0.4, "seed": 7, "rescale": "l1"}),
+    ("breadcrumbs", {"density": 0.9, "gamma": 0.01}),
+]
+State = dict[str, torch.Tensor]
+
+
+def models() -> list[State]:
+    """A base and three fine-tunes of it: large and small tensors, odd lengths, two dtypes."""
+    shapes = {"large": (301, 1031), "norm": (77,), "one": (1,), "empty": (0, 3), "wide": (70_001,)}
+    g = torch.Generator().manual_seed(0)
+    base = {name: 0.02 * torch.randn(shape, generator=g) for name, shape in shapes.items()}
+    states = []
+    for number in range(4):
+        state = {}
+        for name, x in base.items():
+            delta = 3e-4 * torch.randn(x.shape, generator=g) if number else torch.zeros(())
+            state[name] = (x.bfloat16().float() + delta).to(
+                torch.float32 if name == "wide" else torch.bfloat16
+            )
+        states.append(state)
+    return states
+
+
+@pytest.fixture(params=DEVICES, ids=lambda backend: type(backend).__name__)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every merge that names no backend runs there."""
+
+    def chosen(name: str, *more: Any, **options: Any) -> Any:
+        return request.param if name == "auto" else get_backend(name, *more, **options)
+
+    monkeypatch.setattr(api, "get_backend", chosen)
+    yield
+
+
+@pytest.mark.parametrize(("method", "parameters"), CASES)
+@pytest.mark.usefixtures("device")
+def test_in_memory(method: str, parameters: dict[str, Any]) -> None:
+    base, *experts = models()
+    call = {"base": None if method == "linear" else base, "models": experts, **parameters}
+    want = mergekern.merge(method, backend="cpu", **call)
+    got = mergekern.merge(method, **call)
+    assert all(torch.equal(got[name], x) for name, x in want.items())
+
+
+@pytest.mark.parametrize(("method", "parameters"), CASES)
+@pytest.mark.usefixtures("device")
+def test_into_a_folder(method: str, parameters: dict[str, Any], tmp_path: Path) -> None:
+    folders = []
+    for number, state in enumerate(models()):
+        folder = tmp_path / f"model{number}"
+        folder.mkdir()
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text('{"model_type": "llama", "dtype": "bfloat16"}')
+        folders.append(folder)
+    base = None if method == "linear" else folders[0]
+    call = {"base": base, "models": folders[1:], **parameters}
+    written = []
+    for backend in ("cpu", "auto"):
+        mergekern.merge(method, output=tmp_path / backend, backend=backend, **call)
+        files = sorted((tmp_path / backend).glob("*.safetensors"))
+        written.append([file.read_bytes() for file in files])
+    assert written[0] == written[1] != []
+
+
+@pytest.mark.usefixtures("device")
+def test_findings_are_reported() -> None:
+    base, *experts = models()
+    experts[1]["large"][300, 1030] = torch.nan
+    with pytest.raises(mergekern.MergeError, match=r"large: NaN or Inf in"):
+        mergekern.merge("ties", base=base, models=experts, density=0.2)
+
+
+def test_a_stretch_has_to_fit() -> None:
+    staged = DEVICES[1].__class__(DEVICES[0], get_backend("reference"), room=1 << 20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "get_backend", lambda *a, **o: staged)
+        base, *experts = models()
+        with pytest.raises(BudgetError, match=r"max_device_memory leaves .* it takes .*: give more"):
+            mergekern.merge("task_arithmetic", base=base, models=experts)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_is_not_here() -> None:
+    with pytest.raises(RecipeError, match="device is 'cuda:1'; torch sees 0 GPUs"):
+        get_backend(device="cuda:1")
+    with pytest.raises(RecipeError, match="nothing merges on cuda:0 here: cuda: "):
+        get_backend("cuda")
+    assert get_backend().name == "cpu"
