@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 
 from mergekern.backends.device import DeviceBackend, Pass
+
+if TYPE_CHECKING:
+    from mergekern import _cuda
 
 
 class CudaKernels:
@@ -20,6 +24,7 @@ class CudaKernels:
         self.span: int = native.SPAN
         self._native = native
         self._device = device
+        self._tables: dict[tuple[torch.dtype, ...], torch.Tensor] = {}
         self._codes = {
             getattr(torch, name): code for name, code in native.DType.__members__.items()
         }
@@ -32,7 +37,7 @@ class CudaKernels:
             for e in todo.op.experts
         ]
         doubts = torch.empty(todo.blocks, dtype=torch.int32, device=self._device)
-        native, dtypes = self._pass_of(todo)
+        native = self._pass_of(todo)
         native.doubts = doubts.data_ptr()
         self._native.fuse(native, scalars, *self._queue())
 
@@ -44,7 +49,7 @@ class CudaKernels:
         inside: torch.Tensor,
         tallies: torch.Tensor,
     ) -> None:
-        native, dtypes = self._pass_of(todo)
+        native = self._pass_of(todo)
         self._native.count(
             native,
             above.shape[0],
@@ -57,16 +62,15 @@ class CudaKernels:
         )
 
     def masked_sums(self, todo: Pass, out: torch.Tensor) -> None:
-        native, dtypes = self._pass_of(todo)
+        native = self._pass_of(todo)
         self._native.masked_sums(native, out.shape[0], out.data_ptr(), *self._queue())
 
     def gram(self, todo: Pass, out: torch.Tensor) -> None:
-        native, dtypes = self._pass_of(todo)
+        native = self._pass_of(todo)
         self._native.gram(native, out.shape[0], out.data_ptr(), *self._queue())
 
-    def _pass_of(self, todo: Pass) -> tuple[object, torch.Tensor | None]:
-        """A pass in the words of pass.h, and its table of dtypes, which has to live as long as the
-        launch is not queued."""
+    def _pass_of(self, todo: Pass) -> _cuda.Pass:
+        """A pass in the words of pass.h."""
         op, native = todo.op, self._native.Pass()
         native.rule = getattr(self._native.Rule, op.rule)
         native.elect = getattr(self._native.Elect, op.elect)
@@ -83,12 +87,16 @@ class CudaKernels:
         native.windows = 0 if todo.windows is None else todo.windows.data_ptr()
         for name in ("segments", "scalars", "coins", "found", "kept"):
             setattr(native, name, getattr(todo, name).data_ptr())
-        if len(set(todo.experts)) == 1:
-            return native, None
-        codes = [int(self._codes[dtype]) for dtype in todo.experts]
-        dtypes = torch.tensor(codes, dtype=torch.uint8).to(self._device)
-        native.dtypes = dtypes.data_ptr()
-        return native, dtypes
+        if len(set(todo.experts)) > 1:
+            native.dtypes = self._table_of(todo.experts).data_ptr()
+        return native
+
+    def _table_of(self, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
+        """On the device, kept: a launch may read it after the call that queued it."""
+        if dtypes not in self._tables:
+            codes = [int(self._codes[dtype]) for dtype in dtypes]
+            self._tables[dtypes] = torch.tensor(codes, dtype=torch.uint8).to(self._device)
+        return self._tables[dtypes]
 
     def _queue(self) -> tuple[int, int]:
         """Where a launch goes: the device, and its current stream."""

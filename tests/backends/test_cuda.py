@@ -131,6 +131,20 @@ def test_every_length(backend, numel: int, dtype: torch.dtype) -> None:
     assert_same(backend, op, t, dtype, margins)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_linear_combination(backend, dtype: torch.dtype, kind: str) -> None:
+    for experts in (1, 3, 8, 9):
+        t = replace(tile(8192 + 2048, [dtype] * (experts + 1), kind), base=None)
+        rows = tuple(ExpertScalars(i, 1 / 3 + i) for i in range(experts))
+        work = work_of(t)
+        for divisor in (1.0, 2.7):
+            op = FusedOp("linear_combination", rows, divisor=divisor, work=work)
+            assert_same(backend, op, t, dtype)
+        t.experts[-1][77] = torch.inf
+        assert_same(backend, FusedOp("linear_combination", rows, work=work), t, dtype)
+
+
 @pytest.mark.parametrize("drops", [False, True])
 @pytest.mark.parametrize("elect", ["none", "mass"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -160,6 +174,7 @@ def test_what_is_not_aligned(backend, start: int) -> None:
     for part, x in zip(parts, (t.base, *t.experts), strict=False):
         part.copy_(x)
     op = FusedOp("task_vector", (ExpertScalars(0, 0.5), ExpertScalars(1, 0.3)))
+    assert parts[0].data_ptr() % 16 != 0
     assert_same(backend, op, Tile("w", 0, parts[0], tuple(parts[1:3])), torch.bfloat16)
 
 
