@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mergekern.backends.device import DeviceBackend, Pass
+from mergekern.errors import RecipeError
 
 if TYPE_CHECKING:
     from mergekern import _cuda
@@ -117,6 +118,9 @@ def is_available() -> bool:
 
 def cuda_backend(device: torch.device) -> DeviceBackend:
     """device: of type cuda; torch's current one if it has no index."""
+    if not is_available():
+        lacks = "torch sees no CUDA device" if is_built() else "it was built without nvcc"
+        raise RecipeError(f"no CUDA kernels in this mergekern: {lacks}")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     native = importlib.import_module("mergekern._cuda")
