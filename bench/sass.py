@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CSRC = Path(__file__).parent.parent / "csrc"
+MIXES = ("linear", "sum", "elected")  # in the order of quick.cuh
 EIGHT = 8  # elements of a thread and turn
 OPS = {
     "task arithmetic": ("sum", False, False),
@@ -146,9 +147,8 @@ def main() -> None:
     for op, (mix, drops, guesses) in OPS.items():
         cells = []
         for k in counts:
-            number = {"sum": 1, "elected": 2}[mix]
-            case = f"BFloat16ELi{k}ELNS1_3MixE{number}ELb{drops:d}ELb{guesses:d}E"
-            pattern = case.replace("NS1_", r"NS\w*?_")
+            flags = f"ELb{drops:d}ELb{guesses:d}E"
+            pattern = rf"BFloat16ELi{k}ELNS\w*?_3MixE{MIXES.index(mix)}{flags}"
             name = next(n for n in kernels if re.search(pattern, n))
             cells.append(len(shortest_turn(kernels[name])) / EIGHT)
         print(f"{op:16s}" + "".join(f"{cell:10.1f}" for cell in cells))

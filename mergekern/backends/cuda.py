@@ -5,11 +5,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 
 from mergekern.backends.device import DeviceBackend
 from mergekern.backends.launch import Pass
+from mergekern.errors import RecipeError
+
+if TYPE_CHECKING:
+    from mergekern import _cuda
 
 
 class CudaKernels:
@@ -21,6 +26,7 @@ class CudaKernels:
         self.span: int = native.SPAN
         self._native = native
         self._device = device
+        self._tables: dict[tuple[torch.dtype, ...], torch.Tensor] = {}
         self._codes = {
             getattr(torch, name): code for name, code in native.DType.__members__.items()
         }
@@ -33,7 +39,7 @@ class CudaKernels:
             for e in todo.op.experts
         ]
         doubts = torch.empty(todo.blocks, dtype=torch.int32, device=self._device)
-        native, dtypes = self._pass_of(todo)
+        native = self._pass_of(todo)
         native.doubts = doubts.data_ptr()
         self._native.fuse(native, scalars, *self._queue())
 
@@ -45,7 +51,7 @@ class CudaKernels:
         inside: torch.Tensor,
         tallies: torch.Tensor,
     ) -> None:
-        native, dtypes = self._pass_of(todo)
+        native = self._pass_of(todo)
         self._native.count(
             native,
             above.shape[0],
@@ -58,16 +64,15 @@ class CudaKernels:
         )
 
     def masked_sums(self, todo: Pass, out: torch.Tensor) -> None:
-        native, dtypes = self._pass_of(todo)
+        native = self._pass_of(todo)
         self._native.masked_sums(native, out.shape[0], out.data_ptr(), *self._queue())
 
     def gram(self, todo: Pass, out: torch.Tensor) -> None:
-        native, dtypes = self._pass_of(todo)
+        native = self._pass_of(todo)
         self._native.gram(native, out.shape[0], out.data_ptr(), *self._queue())
 
-    def _pass_of(self, todo: Pass) -> tuple[object, torch.Tensor | None]:
-        """A pass in the words of pass.h, and its table of dtypes, which has to live as long as the
-        launch is not queued."""
+    def _pass_of(self, todo: Pass) -> _cuda.Pass:
+        """A pass in the words of pass.h."""
         op, native = todo.op, self._native.Pass()
         native.rule = getattr(self._native.Rule, op.rule)
         native.elect = getattr(self._native.Elect, op.elect)
@@ -84,12 +89,16 @@ class CudaKernels:
         native.windows = 0 if todo.windows is None else todo.windows.data_ptr()
         for name in ("segments", "scalars", "coins", "found", "kept"):
             setattr(native, name, getattr(todo, name).data_ptr())
-        if len(set(todo.experts)) == 1:
-            return native, None
-        codes = [int(self._codes[dtype]) for dtype in todo.experts]
-        dtypes = torch.tensor(codes, dtype=torch.uint8).to(self._device)
-        native.dtypes = dtypes.data_ptr()
-        return native, dtypes
+        if len(set(todo.experts)) > 1:
+            native.dtypes = self._table_of(todo.experts).data_ptr()
+        return native
+
+    def _table_of(self, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
+        """On the device, kept: a launch may read it after the call that queued it."""
+        if dtypes not in self._tables:
+            codes = [int(self._codes[dtype]) for dtype in dtypes]
+            self._tables[dtypes] = torch.tensor(codes, dtype=torch.uint8).to(self._device)
+        return self._tables[dtypes]
 
     def _queue(self) -> tuple[int, int]:
         """Where a launch goes: the device, and its current stream."""
@@ -110,6 +119,9 @@ def is_available() -> bool:
 
 def cuda_backend(device: torch.device) -> DeviceBackend:
     """device: of type cuda; torch's current one if it has no index."""
+    if not is_available():
+        lacks = "torch sees no CUDA device" if is_built() else "it was built without nvcc"
+        raise RecipeError(f"no CUDA kernels in this mergekern: {lacks}")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     native = importlib.import_module("mergekern._cuda")

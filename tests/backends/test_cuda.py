@@ -3,6 +3,7 @@ own sources compiled as C++ everywhere."""
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from dataclasses import replace
 
@@ -26,9 +27,10 @@ from hypothesis import strategies as st
 from on_host import load_on_host
 
 from mergekern.backends import CHUNK, Bracket, Margin
-from mergekern.backends.cuda import CudaKernels, cuda_backend, is_available
+from mergekern.backends.cuda import CudaKernels, cuda_backend, is_available, is_built
 from mergekern.backends.device import DeviceBackend
 from mergekern.backends.reference import ReferenceBackend
+from mergekern.errors import RecipeError
 from mergekern.fused import Batch, ExpertScalars, FusedOp, Tile, Window
 
 REFERENCE = ReferenceBackend()
@@ -131,6 +133,20 @@ def test_every_length(backend, numel: int, dtype: torch.dtype) -> None:
     assert_same(backend, op, t, dtype, margins)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_linear_combination(backend, dtype: torch.dtype, kind: str) -> None:
+    for experts in (1, 3, 8, 9):
+        t = replace(tile(8192 + 2048, [dtype] * (experts + 1), kind), base=None)
+        rows = tuple(ExpertScalars(i, 1 / 3 + i) for i in range(experts))
+        work = work_of(t)
+        for divisor in (1.0, 2.7):
+            op = FusedOp("linear_combination", rows, divisor=divisor, work=work)
+            assert_same(backend, op, t, dtype)
+        t.experts[-1][77] = torch.inf
+        assert_same(backend, FusedOp("linear_combination", rows, work=work), t, dtype)
+
+
 @pytest.mark.parametrize("drops", [False, True])
 @pytest.mark.parametrize("elect", ["none", "mass"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -160,6 +176,7 @@ def test_what_is_not_aligned(backend, start: int) -> None:
     for part, x in zip(parts, (t.base, *t.experts), strict=False):
         part.copy_(x)
     op = FusedOp("task_vector", (ExpertScalars(0, 0.5), ExpertScalars(1, 0.3)))
+    assert parts[0].data_ptr() % 16 != 0
     assert_same(backend, op, Tile("w", 0, parts[0], tuple(parts[1:3])), torch.bfloat16)
 
 
@@ -215,3 +232,20 @@ def test_counts_and_reductions(backend, data) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*tallies, strict=True))
     assert same_bits(backend.masked_sums(op, moved), REFERENCE.masked_sums(op, t))
     assert same_bits(backend.gram(moved, op.work), REFERENCE.gram(t, op.work))
+
+
+@pytest.mark.skipif(is_available(), reason="there is a CUDA device")
+def test_no_device_is_said() -> None:
+    with pytest.raises(RecipeError, match="no CUDA kernels in this mergekern: "):
+        cuda_backend(torch.device("cuda"))
+
+
+@pytest.mark.skipif(not is_built() or is_available(), reason="no kernels, or a CUDA device")
+def test_a_launch_without_a_driver_says_what_failed() -> None:
+    """The module loads all the same."""
+    kernels = CudaKernels(importlib.import_module("mergekern._cuda"), HOST)
+    t = tile(9, [torch.float32] * 2, "near")
+    with pytest.raises(RuntimeError, match=r"fuse: .*CUDA"):
+        DeviceBackend(kernels, HOST).fuse(
+            FusedOp("task_vector", (ExpertScalars(0, 1.0),)), t, torch.empty(9)
+        )

@@ -13,7 +13,8 @@ from types import ModuleType
 import pybind11
 
 CSRC = Path(__file__).parents[2] / "csrc"
-FLAGS = "-std=c++17 -O1 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra -Werror".split()
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
+FLAGS += ["-Wall", "-Wextra", "-Werror"]
 
 
 def load_on_host(folder: Path) -> ModuleType:
