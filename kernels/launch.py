@@ -5,11 +5,17 @@ import struct
 
 import triton
 import triton.language as tl
+
 from mergekern.kernels import count as counting
 from mergekern.kernels import fuse as fusing
 from mergekern.kernels import sums as summing
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # a fused multiply-add rounds once less
+
+
+def interpreted():
+    """Whether the kernels run on the CPU."""
+    return triton.knobs.runtime.interpret
 
 
 def start(kernel, grid, *arguments, **kinds):

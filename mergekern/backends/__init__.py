@@ -124,4 +124,8 @@ def get_backend(name: str = "auto", threads: int | None = None) -> Backend:
         from mergekern.backends.reference import ReferenceBackend
 
         return ReferenceBackend()
-    raise RecipeError(f'backend {name!r} is not one of "auto", "cpu", "reference"')
+    if name == "triton":
+        from mergekern.backends.triton import triton_backend
+
+        return triton_backend(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    raise RecipeError(f'backend {name!r} is not one of "auto", "cpu", "reference", "triton"')

@@ -1,11 +1,12 @@
 """The Triton kernels (kernels/) behind the interface that all backends for GPUs share.
 
-Triton is imported when the first kernel is launched, and through mergekern.kernels alone. Under
+Triton is imported when it is asked for, and through mergekern.kernels alone. Under
 TRITON_INTERPRET=1 the kernels run on tensors of the CPU, slowly.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -16,11 +17,12 @@ from mergekern.errors import RecipeError
 SPAN = 8192
 STEP = 1024
 ROWS = 1
+SUMS = 8  # times BLOCK elements in one block of a launch: a thread for each of their lanes
 
 
 class TritonKernels:
-    """span: elements of a block; step: how many of them at a time; rows: of 16 elements,
-    the same in sums. Powers of two."""
+    """span: elements of a block; step: how many of them at a time; rows: of 16 elements, the same
+    in sums. Powers of two."""
 
     name = "triton"
 
@@ -28,13 +30,12 @@ class TritonKernels:
         self.span = span
         self._step = min(step, span)
         self._rows = rows
-        self._launch = _kernels()
+        self._launch = _launch()
 
     def fuse(self, todo: Pass) -> None:
         if todo.blocks:
             with torch.cuda.device_of(todo.segments):
                 self._launch.fuse(todo, self.span, self._step)
-
 
     def count(
         self,
@@ -51,21 +52,36 @@ class TritonKernels:
     def masked_sums(self, todo: Pass, out: torch.Tensor) -> None:
         if len(out):
             with torch.cuda.device_of(todo.segments):
-                self._launch.masked_sums(todo, out, 8, self._rows)
+                self._launch.masked_sums(todo, out, SUMS, self._rows)
 
     def gram(self, todo: Pass, out: torch.Tensor) -> None:
         if len(out):
             with torch.cuda.device_of(todo.segments):
-                self._launch.gram(todo, out, 8, self._rows)
+                self._launch.gram(todo, out, SUMS, self._rows)
 
 
-def _kernels() -> ModuleType:
+def is_available() -> bool:
+    """Whether there are both Triton and a GPU that it may reach."""
+    return find_spec("triton") is not None and torch.cuda.is_available()
+
+
+def triton_backend(device: torch.device) -> DeviceBackend:
+    """The backend for the tensors of one GPU, or of the CPU where the kernels are interpreted."""
+    kernels = TritonKernels()
+    if device.type == "cpu" and not _launch().interpreted():
+        raise RecipeError('backend "triton" needs a GPU; on the CPU, take backend "cpu"')
+    if device.type == "cuda" and device.index is None:  # tensors name theirs
+        device = torch.device("cuda", torch.cuda.current_device())
+    return DeviceBackend(kernels, device)
+
+
+def _launch() -> ModuleType:
     try:
         from mergekern.kernels import launch
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
         raise RecipeError(
-            'backend "triton" needs Triton: pip install "mergekern[triton]"'
+            'backend "triton" needs Triton, which is not installed: pip install "mergekern[triton]"'
         ) from error
     return launch
