@@ -143,7 +143,7 @@ def fuse_run(
                     low = reached(m, cuts_here[0], place, WHOLE)
                     high = reached(m, cuts_here[1], place, WHOLE)
                     x = tl.where(low & ~high, x, 0.0)
-                if DROPS[k]:
+                if DROPS[k] and OUT is not None:
                     blocks = (index + start - first) // 8 + tl.arange(0, STEP // 8)
                     expert = tl.load(coins + 2 * k).to(tl.uint32)
                     bound = tl.load(coins + 2 * k + 1)

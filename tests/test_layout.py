@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "mergekern"
 ABOVE_TO_BELOW = """
-errors version sizes dtypes collector huge _C fused spec methods recipe
+errors version sizes dtypes collector huge _C kernels fused spec methods recipe
 checkpoint report plan tied fitting planner lock card progress
 backends tiles keys counting doubts sampling walking speculation trimming statistics onepass spill
 arena budget table units extents cargo stream coverage sources shared
