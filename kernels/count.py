@@ -84,7 +84,7 @@ def count_run(
     return inside_all, above_all
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries"])
 def count(
     segments,
     brackets,

@@ -177,7 +177,7 @@ def from_bits(x, WORK: tl.constexpr):
     return x.to(tl.uint64).to(tl.float64, bitcast=True).to(WORK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "seed", "scale", "divisor"])
 def fuse(
     segments,
     scalars,

@@ -81,7 +81,7 @@ def add_lanes(lanes):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed"])
 def masked_sums(
     segments,
     coins,
