@@ -7,10 +7,10 @@ do, they crowd there, and thousands of additions to one address would wait for e
 
 import triton
 import triton.language as tl
+
 from mergekern.kernels.element import magnitude
 from mergekern.kernels.tables import (
     BASE_AT,
-    EXPERTS_AT,
     FIRST_AT,
     NUMEL_AT,
     aligned,
@@ -84,7 +84,7 @@ def count_run(
     return inside_all, above_all
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries"])
 def count(
     segments,
     brackets,
@@ -99,7 +99,7 @@ def count(
     SPAN: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """One tile. above, inside: zeros before. QUERIES: a power of two that is no less than theirs."""
+    """One tile. above, inside: zeros before. QUERIES: a power of two, no less than `queries`."""
     first = (tl.program_id(0).to(tl.int64) - tl.load(segments + FIRST_AT)) * SPAN
     stop = tl.minimum(first + SPAN, tl.load(segments + NUMEL_AT))
     whole = aligned(segments, len(EXPERTS))
@@ -110,8 +110,18 @@ def count(
         end = middle if WHOLE else stop
         if begin < end:
             in_all, above_all = count_run(
-                segments, brackets, tallies, queries, begin, end,
-                BASE, EXPERTS, WORK, QUERIES, STEP, WHOLE,
+                segments,
+                brackets,
+                tallies,
+                queries,
+                begin,
+                end,
+                BASE,
+                EXPERTS,
+                WORK,
+                QUERIES,
+                STEP,
+                WHOLE,
             )
             at = first // CHUNK * queries + q
             tl.atomic_add(inside + at, in_all.to(tl.int64), mask=q < queries, sem="relaxed")

@@ -12,12 +12,12 @@ import triton.language as tl
 
 @triton.constexpr_function
 def bits_of(WORK):
-    return tl.uint64 if WORK == tl.float64 else tl.uint32
+    return tl.uint64 if tl.float64 == WORK else tl.uint32
 
 
 @triton.constexpr_function
 def infinity(WORK):
-    return 0x7FF0000000000000 if WORK == tl.float64 else 0x7F800000
+    return 0x7FF0000000000000 if tl.float64 == WORK else 0x7F800000
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def stored(DTYPE):
     return tl.uint16 if DTYPE.primitive_bitwidth == 16 else DTYPE
 
 
-# widen: exact
+# widen, exactly
 
 
 @triton.jit
@@ -60,9 +60,9 @@ def widen_fp16(x):
 
 @triton.jit
 def widen(x, DTYPE: tl.constexpr, WORK: tl.constexpr):
-    if DTYPE == tl.bfloat16:
+    if tl.bfloat16 == DTYPE:
         return widen_bf16(x).to(WORK)
-    elif DTYPE == tl.float16:
+    elif tl.float16 == DTYPE:
         return widen_fp16(x).to(WORK)
     else:
         return x.to(WORK)
@@ -112,15 +112,15 @@ def round_to(x, DTYPE: tl.constexpr):
     else:
         if x.dtype == tl.float64:
             x = round_to_odd(x)
-        return round_bf16(x) if DTYPE == tl.bfloat16 else round_fp16(x)
+        return round_bf16(x) if tl.bfloat16 == DTYPE else round_fp16(x)
 
 
 @triton.jit
 def overflows(rounded, DTYPE: tl.constexpr):
     """Where what is stored is NaN or Inf."""
-    if DTYPE == tl.bfloat16:
+    if tl.bfloat16 == DTYPE:
         return (rounded & 0x7FFF) >= 0x7F80
-    elif DTYPE == tl.float16:
+    elif tl.float16 == DTYPE:
         return (rounded & 0x7FFF) >= 0x7C00
     else:
         return magnitude(rounded) >= infinity(DTYPE)

@@ -1,25 +1,15 @@
-"""The fused pass over many tiles, and what it finds out beside: mergekern/fused.py has the formulas,
-Backend.speculate() what is counted and marked.
+"""The fused pass over many tiles: reads, decides what takes part, combines, rounds, writes.
 
-Every block runs two loops over the same code: first over its whole steps, then over the others.
+Every block runs the same code twice: over its whole steps, then over the others.
 """
 
 import triton
 import triton.language as tl
-from mergekern.kernels.element import (
-    agrees,
-    bits_of,
-    divide,
-    finish,
-    guarded,
-    infinity,
-    larger,
-    magnitude,
-    overflows,
-    round_to,
-    sign,
-)
+
+from mergekern.kernels.combine import linear_combination, task_vector
+from mergekern.kernels.element import bits_of, infinity, magnitude, overflows, round_to
 from mergekern.kernels.philox import drop
+from mergekern.kernels.speculate import counted, mark
 from mergekern.kernels.tables import (
     BASE_AT,
     EXPERTS_AT,
@@ -39,101 +29,22 @@ from mergekern.kernels.windows import cuts_of, one_side, reached
 
 
 @triton.jit
-def combined(num, den, value, taking_part, share, COMBINE: tl.constexpr):
-    """num and den with one expert more; taking_part: which elements of it, None for all"""
-    if taking_part is None:
-        kept = value
-        part = tl.zeros_like(den) + share
-    else:
-        kept = tl.where(taking_part, value, 0.0)
-        part = tl.where(taking_part, share, 0.0)
-    num = larger(num, kept) if COMBINE == "max" else num + kept
-    return num, (den + part if COMBINE == "mean" else den)
-
-
-@triton.jit
-def task_vector(
-    b,
-    deltas,
-    scalars,
-    scale,
-    divisor,
-    ELECT: tl.constexpr,
-    COMBINE: tl.constexpr,
-    SEPARATE: tl.constexpr,
-    DIVIDED: tl.constexpr,
-):
-    """deltas: trimmed and dropped. SEPARATE: some vote is not its coef; DIVIDED: by no 1"""
-    values = ()
-    total = tl.zeros_like(b)
-    for k in tl.static_range(len(deltas)):
-        value = deltas[k] * scalars[k][0]
-        if ELECT != "none":
-            ballot = deltas[k] * scalars[k][1] if SEPARATE else value
-            total = total + (ballot if ELECT == "mass" else sign(ballot))
-        values = values + (deltas[k] if SEPARATE and ELECT != "none" else value,)
-    num = tl.zeros_like(b)
-    den = tl.zeros_like(b)
-    for k in tl.static_range(len(deltas)):
-        if ELECT == "none":
-            value = values[k]
-            taking_part = None
-        elif SEPARATE:
-            value = values[k] * scalars[k][0]
-            taking_part = agrees(values[k] * scalars[k][1], total)
-        else:
-            value = values[k]
-            taking_part = agrees(value, total)
-        num, den = combined(num, den, value, taking_part, scalars[k][2], COMBINE)
-    if COMBINE == "mean":
-        num = divide(num, guarded(den))
-    elif DIVIDED:
-        num = divide(num, divisor)
-    return finish(b, num, scale)
-
-
-@triton.jit
-def linear_combination(experts, scalars, divisor, DIVIDED: tl.constexpr):
-    total = tl.zeros_like(experts[0])
-    for k in tl.static_range(len(experts)):
-        total = total + experts[k] * scalars[k][0]
-    return divide(total, divisor) if DIVIDED else total
-
-
-@triton.jit
-def counted(m, cuts, place, live, COUNTS, WHOLE: tl.constexpr):
-    """How many magnitudes in each eight reach each cut of the strict and the given window, and
-    which reach a cut of the wide one only. COUNTS: so far, given ones in the upper 16 bits"""
-    counts = ()
-    marked = tl.zeros(m.shape, tl.int1)
-    for c in tl.static_range(2):
-        given = reached(m, cuts[c], place, WHOLE) & live
-        strict = reached(m, cuts[2 + c], place, WHOLE) & live
-        wide = reached(m, cuts[4 + c], place, WHOLE) & live
-        marked |= wide & ~given
-        both = strict.to(tl.int32) + (given.to(tl.int32) << 16)
-        counts = counts + (COUNTS[c] + tl.sum(both.reshape(m.shape[0] // 8, 8), 1),)
-    return counts, marked
-
-
-@triton.jit
-def mark(address, marked, start, stop):
-    """Element i is bit i % 8 of byte i // 8; bits from `stop` on are 0."""
-    EIGHTHS: tl.constexpr = marked.shape[0] // 8
-    bits = marked.to(tl.int32).reshape(EIGHTHS, 8) << tl.arange(0, 8)[None, :]
-    at = tl.arange(0, EIGHTHS)
-    bytes = address.to(tl.pointer_type(tl.uint8)) + start // 8
-    tl.store(bytes + at, tl.sum(bits, 1).to(tl.uint8), mask=at < tl.cdiv(stop - start, 8))
-
-
-@triton.jit
 def worst_of(x):
     """The largest magnitude in each eight."""
     return tl.max(magnitude(x).reshape(x.shape[0] // 8, 8), 1)
 
 
 @triton.jit
-def find(flags, row, first, stop, BASE: tl.constexpr, EXPERTS: tl.constexpr, WORK: tl.constexpr, STEP: tl.constexpr):
+def find(
+    flags,
+    row,
+    first,
+    stop,
+    BASE: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    WORK: tl.constexpr,
+    STEP: tl.constexpr,
+):
     """Sets the flags of inputs that hold a NaN or Inf; seldom called."""
     for start in range(first, stop, STEP):
         live = tl.arange(0, STEP) < stop - start
@@ -221,7 +132,9 @@ def fuse_run(
                 if KEEPS_CUTS:
                     cuts_here = cuts[k] if WINDOWS > 0 else ()
                 else:
-                    cuts_here = cuts_of(windows + k * WINDOWS * 4, WINDOWS, index, SPAN, WORK, WHOLE)
+                    cuts_here = cuts_of(
+                        windows + k * WINDOWS * 4, WINDOWS, index, SPAN, WORK, WHOLE
+                    )
                 if WINDOWS == 3:
                     mine, open_ = counted(m, cuts_here, place, live, counts[k], WHOLE)
                     new_counts = new_counts + (mine,)
@@ -230,7 +143,7 @@ def fuse_run(
                     low = reached(m, cuts_here[0], place, WHOLE)
                     high = reached(m, cuts_here[1], place, WHOLE)
                     x = tl.where(low & ~high, x, 0.0)
-                if DROPS[k]:
+                if DROPS[k] and OUT is not None:
                     blocks = (index + start - first) // 8 + tl.arange(0, STEP // 8)
                     expert = tl.load(coins + 2 * k).to(tl.uint32)
                     bound = tl.load(coins + 2 * k + 1)
@@ -241,7 +154,9 @@ def fuse_run(
             mark(tl.load(row + MARKS_AT), marked, start, end)
         if OUT is not None:
             if RULE == "task_vector":
-                result = task_vector(b, deltas, factors, scale, divisor, ELECT, COMBINE, SEPARATE, DIVIDED)
+                result = task_vector(
+                    b, deltas, factors, scale, divisor, ELECT, COMBINE, SEPARATE, DIVIDED
+                )
             else:
                 result = linear_combination(deltas, factors, divisor, DIVIDED)
             rounded = round_to(result, OUT)
@@ -262,7 +177,7 @@ def from_bits(x, WORK: tl.constexpr):
     return x.to(tl.uint64).to(tl.float64, bitcast=True).to(WORK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "seed", "scale", "divisor"])
 def fuse(
     segments,
     scalars,
@@ -309,10 +224,33 @@ def fuse(
         begin = first if WHOLE else middle
         end = middle if WHOLE else stop
         if begin < end:
+            step: tl.constexpr = STEP if WHOLE else STEP // (4 if WINDOWS == 3 else 2)
             more_bad, more_large = fuse_run(
-                row, scalars, coins, windows, kept, seed.to(tl.uint64), from_bits(scale, WORK), from_bits(divisor, WORK),
-                first, begin, end, RULE, ELECT, COMBINE, SEPARATE, DIVIDED, DROPS, WINDOWS,
-                BASE, EXPERTS, OUT, WORK, SPAN, STEP if WHOLE else STEP // (4 if WINDOWS == 3 else 2), WHOLE,
+                row,
+                scalars,
+                coins,
+                windows,
+                kept,
+                seed.to(tl.uint64),
+                from_bits(scale, WORK),
+                from_bits(divisor, WORK),
+                first,
+                begin,
+                end,
+                RULE,
+                ELECT,
+                COMBINE,
+                SEPARATE,
+                DIVIDED,
+                DROPS,
+                WINDOWS,
+                BASE,
+                EXPERTS,
+                OUT,
+                WORK,
+                SPAN,
+                step,
+                WHOLE,
             )
             bad |= more_bad
             large |= more_large
@@ -320,4 +258,13 @@ def fuse(
         if large > 0:
             tl.store(found + tile * (K + 2) + K + 1, 1)
         if bad > 0:
-            find(found + tile * (K + 2), row, first, stop, BASE if RULE == "task_vector" else None, EXPERTS, WORK, STEP // 2)
+            find(
+                found + tile * (K + 2),
+                row,
+                first,
+                stop,
+                BASE if RULE == "task_vector" else None,
+                EXPERTS,
+                WORK,
+                STEP // 2,
+            )

@@ -5,11 +5,17 @@ import struct
 
 import triton
 import triton.language as tl
+
 from mergekern.kernels import count as counting
 from mergekern.kernels import fuse as fusing
 from mergekern.kernels import sums as summing
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # a fused multiply-add rounds once less
+
+
+def interpreted():
+    """Whether the kernels run on the CPU."""
+    return triton.knobs.runtime.interpret
 
 
 def start(kernel, grid, *arguments, **kinds):
@@ -88,16 +94,17 @@ def gram(todo, out, blocks, rows):
 
 
 def kinds_of(todo):
-    """How the fused pass is compiled."""
+    """How the fused pass is compiled. Only deltas are trimmed and dropped."""
     op = todo.op
+    deltas = op.rule == "task_vector"
     return {
         "RULE": op.rule,
         "ELECT": op.elect,
         "COMBINE": op.combine,
         "SEPARATE": any(e.vote != e.coef for e in op.experts),
         "DIVIDED": op.divisor != 1,
-        "DROPS": drops_of(todo),
-        "WINDOWS": count_of_windows(todo),
+        "DROPS": tuple(deltas and drops for drops in drops_of(todo)),
+        "WINDOWS": count_of_windows(todo) if deltas else 0,
         **dtypes_of(todo),
         "OUT": dtype(todo.out),
     }
@@ -112,14 +119,11 @@ def dtypes_of(todo):
 
 
 def drops_of(todo):
-    deltas = todo.op.rule == "task_vector"
-    return tuple(deltas and e.keep_below < 1 << 32 for e in todo.op.experts)
+    return tuple(e.keep_below < 1 << 32 for e in todo.op.experts)
 
 
 def count_of_windows(todo):
-    if todo.windows is None or todo.op.rule != "task_vector":
-        return 0
-    return todo.windows.shape[2]
+    return 0 if todo.windows is None else todo.windows.shape[2]
 
 
 def windows_of(todo):

@@ -42,9 +42,7 @@ def coin_half_each(index, expert, half, name_hash, seed):
     blocks = index // 8
     c2 = tl.zeros(index.shape, tl.uint32) + (2 * expert + half)
     c3 = tl.zeros(index.shape, tl.uint32) + name_hash
-    w0, w1, w2, w3 = philox4x32_10(
-        blocks.to(tl.uint32), (blocks >> 32).to(tl.uint32), c2, c3, seed
-    )
+    w0, w1, w2, w3 = philox4x32_10(blocks.to(tl.uint32), (blocks >> 32).to(tl.uint32), c2, c3, seed)
     lane = (index % 8).to(tl.uint32)
     early = tl.where(lane < 2, w0, w1)
     word = tl.where(lane < 4, early, tl.where(lane < 6, w2, w3))

@@ -7,9 +7,18 @@ time. (The interpreter, which pays by the operation, takes more.)
 
 import triton
 import triton.language as tl
+
 from mergekern.kernels.element import magnitude, widen
 from mergekern.kernels.philox import drop_each
-from mergekern.kernels.tables import BASE_AT, EXPERTS_AT, HASH_AT, NUMEL_AT, OFFSET_AT, alike, pointer
+from mergekern.kernels.tables import (
+    BASE_AT,
+    EXPERTS_AT,
+    HASH_AT,
+    NUMEL_AT,
+    OFFSET_AT,
+    alike,
+    pointer,
+)
 from mergekern.kernels.windows import cuts_of, reached
 
 BLOCK = tl.constexpr(4096)
@@ -72,7 +81,7 @@ def add_lanes(lanes):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed"])
 def masked_sums(
     segments,
     coins,

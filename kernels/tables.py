@@ -7,6 +7,7 @@ is read without masks, 16 bytes at a time. Every other one is read element by el
 
 import triton
 import triton.language as tl
+
 from mergekern.kernels.element import stored, widen
 
 # columns of the table of segments

@@ -1,4 +1,4 @@
-"""The windows of trimmed experts, for the elements that one block handles: their cuts in a tuple."""
+"""The windows of trimmed experts, for the elements that one block handles."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ import triton.language as tl
 def cut_of(cuts, index, SPAN: tl.constexpr, WORK: tl.constexpr):
     """A cut, and the last of SPAN elements from `index` on that goes by it: others' is one more."""
     cut = tl.load(cuts).to(tl.uint64)
-    if WORK == tl.float32:  # no magnitude reaches 2**31
+    if tl.float32 == WORK:  # no magnitude reaches 2**31
         cut = tl.minimum(cut, 0x80000000).to(tl.uint32)
     last = tl.load(cuts + 1) - index
     return cut, tl.minimum(tl.maximum(last, -1), SPAN).to(tl.int32)

@@ -1,5 +1,6 @@
 """One thread for torch: its threads spin against ours, and the tests' own arithmetic is small.
-Without a GPU, Triton's kernels are interpreted, which it must know when it is imported. Fixtures: small models on disk, and undisturbed merges of them to compare with."""
+Without a GPU, Triton's kernels are interpreted, which it must know when it is imported.
+Fixtures: small models on disk, and undisturbed merges of them to compare with."""
 
 from __future__ import annotations
 

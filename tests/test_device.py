@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import mergekern
 from mergekern import api
 from mergekern.backends.choose import get_backend
-from mergekern.errors import BudgetError, RecipeError
+from mergekern.errors import BudgetError
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("linear", {}),
@@ -100,14 +100,7 @@ def test_a_stretch_has_to_fit() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "get_backend", lambda *a, **o: staged)
         base, *experts = models()
-        with pytest.raises(BudgetError, match=r"max_device_memory leaves .* it takes .*: give more"):
+        with pytest.raises(
+            BudgetError, match=r"max_device_memory leaves .*: give more"
+        ):
             mergekern.merge("task_arithmetic", base=base, models=experts)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_what_is_not_here() -> None:
-    with pytest.raises(RecipeError, match="device is 'cuda:1'; torch sees 0 GPUs"):
-        get_backend(device="cuda:1")
-    with pytest.raises(RecipeError, match="nothing merges on cuda:0 here: cuda: "):
-        get_backend("cuda")
-    assert get_backend().name == "cpu"

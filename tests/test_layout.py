@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "mergekern"
 ABOVE_TO_BELOW = """
-errors version sizes dtypes collector huge _C _cuda fused spec methods recipe
+errors version sizes dtypes collector huge _C _cuda kernels fused spec methods recipe
 checkpoint report columns plan tied fitting planner lock card progress
-kernels tiles backends keys counting doubts sampling walking speculation trimming statistics onepass spill
+tiles backends keys counting doubts sampling walking speculation trimming statistics onepass spill
 arena machine budget table units extents cargo stream coverage sources shared
 journal blockfile output destination findings settling trialpass batches member run
 engine small into inmemory folders jobs many api evaluate demo cli

@@ -50,7 +50,7 @@ def get_backend(
         return ReferenceBackend()
     if name == "cpu" or (where == HOST and name != "triton"):
         return CpuBackend(threads)
-    kernels, why_not = _kernels(name)
+    kernels, why_not = _kernels(name, where)
     if kernels is None:
         if (name, device, held) == ("auto", "auto", HOST):
             return CpuBackend(threads)
@@ -98,14 +98,14 @@ def _place(device: str, name: str, held: torch.device) -> torch.device:
     return torch.device("cuda", int(number) if number else torch.cuda.current_device())
 
 
-def _kernels(name: str) -> tuple[Kernels | None, str]:
+def _kernels(name: str, device: torch.device) -> tuple[Kernels | None, str]:
     """The kernels that were asked for, or the first that can run here; why there are none."""
     reasons = []
     for kind in ("cuda", "triton") if name == "auto" else (name,):
         module = import_module(f"mergekern.backends.{kind}")
         missing = module.missing()
         if missing is None:
-            return module.kernels(), ""
+            return module.kernels(device), ""
         reasons.append(f"{kind}: {missing}")
     return None, "; ".join(reasons)
 

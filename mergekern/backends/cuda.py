@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mergekern.backends.device import DeviceBackend
 from mergekern.backends.launch import Pass
-from mergekern.errors import RecipeError
 
 if TYPE_CHECKING:
     from mergekern import _cuda
@@ -112,17 +110,13 @@ def is_built() -> bool:
     return importlib.util.find_spec("mergekern._cuda") is not None
 
 
-def is_available() -> bool:
-    """Whether the kernels are built and there is a device to run them."""
-    return is_built() and torch.cuda.is_available()
+def missing() -> str | None:
+    """Why the kernels cannot run here; None where they can."""
+    if not is_built():
+        return "mergekern was built without nvcc"
+    return None if torch.cuda.is_available() else "torch sees no CUDA device"
 
 
-def cuda_backend(device: torch.device) -> DeviceBackend:
-    """device: of type cuda; torch's current one if it has no index."""
-    if not is_available():
-        lacks = "torch sees no CUDA device" if is_built() else "it was built without nvcc"
-        raise RecipeError(f"no CUDA kernels in this mergekern: {lacks}")
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    native = importlib.import_module("mergekern._cuda")
-    return DeviceBackend(CudaKernels(native, device), device)
+def kernels(device: torch.device) -> CudaKernels:
+    """device: of type cuda, with an index"""
+    return CudaKernels(importlib.import_module("mergekern._cuda"), device)

@@ -1,6 +1,6 @@
-"""The Triton backend as tests run it: compiled where there is a GPU, interpreted elsewhere (conftest
-asks for that before Triton is imported). The interpreter pays by the operation, so that a block of a
-tile is as large there as the tile."""
+"""The Triton backend as tests run it: compiled where there is a GPU, elsewhere interpreted, which
+conftest asks for before Triton is imported. The interpreter pays by the operation: there, a block
+is as large as the tile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mergekern.backends.device import DeviceBackend
 from mergekern.backends.triton import TritonKernels
 from mergekern.fused import Findings, FusedOp, Tile
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
 @cache
