@@ -14,7 +14,7 @@ from mergekern.keys import Key, starts_of
 from mergekern.plan import Step
 from mergekern.tiles import TILE_ALIGN, Part, Tensors
 
-GROUP = 16  # parts that are looked at in one go
+GROUP = 16  # parts that are looked at in one go, at the most: what lies too far is read in vain
 FARTHEST = 1 / 8  # of all elements; whoever has to go farther had better count
 
 
@@ -31,8 +31,8 @@ def walk(backend: Backend, tensors: Tensors, expert: int, key: Key, off: int) ->
     parts = parts if forth else parts[::-1]
     begins = dict(zip(map(id, tensors.steps), starts_of(tensors.steps), strict=False))
     left = abs(off)
-    for first in range(0, len(parts), GROUP):
-        for group, tile in tensors.parts(parts[first : first + GROUP]):
+    for chosen in _growing(parts):
+        for group, tile in tensors.parts(chosen):
             begin = begins[id(group[0].step)]
             holds = any(begin + p.start <= key.place < begin + p.stop for p in group)
             ties = _count(backend, tile, group[0].step, expert, key.magnitude)
@@ -45,6 +45,14 @@ def walk(backend: Backend, tensors: Tensors, expert: int, key: Key, off: int) ->
                 return Key(key.magnitude, int(places[left - 1]))
             left -= places.size
     return None
+
+
+def _growing(parts: Sequence[Part]) -> Iterator[Sequence[Part]]:
+    """One part, then two, then four…"""
+    first, size = 0, 1
+    while first < len(parts):
+        yield parts[first : first + size]
+        first, size = first + size, min(2 * size, GROUP)
 
 
 def _count(backend: Backend, tile: Tile, step: Step, expert: int, magnitude: int) -> int:
