@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import mergekern
 from mergekern.backends import get_backend
 from mergekern.errors import RecipeError
 
@@ -16,9 +17,9 @@ def test_a_name_that_no_backend_has() -> None:
 
 
 def test_triton_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(sys.modules):
-        if name == "triton" or name.startswith(("triton.", "mergekern.kernels.")):
-            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(mergekern, "kernels", raising=False)
+    for name in [name for name in sys.modules if name.startswith("mergekern.kernels")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(RecipeError, match=r'pip install "mergekern\[triton\]"'):
         get_backend("triton")
