@@ -45,7 +45,8 @@ def find(
     WORK: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Sets the flags of inputs that hold a NaN or Inf; seldom called."""
+    """Sets the flags of inputs that hold a NaN or Inf. Seldom called: deltas of large numbers may
+    overflow without one."""
     for start in range(first, stop, STEP):
         live = tl.arange(0, STEP) < stop - start
         if BASE is not None:
@@ -88,7 +89,7 @@ def fuse_run(
 ):
     """Elements begin … end - 1 of a block that starts with `first`, in steps.
 
-    Returns whether an input is not finite, and whether the output is not.
+    Returns whether an input may not be finite, and whether the output is not.
     """
     K: tl.constexpr = len(EXPERTS)
     # Else registers run out: three windows that move have twelve numbers.
@@ -119,15 +120,15 @@ def fuse_run(
         place = (start - first).to(tl.int32) + lane
         if RULE == "task_vector":
             b = read(base_address, start, live, BASE, WORK, WHOLE)
-            worst = tl.maximum(worst, worst_of(b))
         marked = tl.zeros([STEP], tl.int1)
         deltas = ()
         new_counts = ()
         for k in tl.static_range(K):
             x = read(addresses[k], start, live, EXPERTS[k], WORK, WHOLE)
-            worst = tl.maximum(worst, worst_of(x))
             if RULE == "task_vector":
                 x = x - b
+            worst = tl.maximum(worst, worst_of(x))  # a delta is finite only if both of it are
+            if RULE == "task_vector":
                 m = magnitude(x)
                 if KEEPS_CUTS:
                     cuts_here = cuts[k] if WINDOWS > 0 else ()
