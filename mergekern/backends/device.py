@@ -158,7 +158,10 @@ class DeviceBackend:
         """The windows that ranks stand for. All tiles are searched at once, and the host waits for
         the end of it only."""
         looking = replace(batch, outs=np.zeros_like(batch.outs), windows=None, ranks=None)
-        todo = self._tables(op, looking, np.zeros((1, len(batch.experts), 3, CUTS), np.int64))
+        unread = torch.empty(CHUNK // 8, dtype=torch.uint8, device=self.device)
+        marks = np.full(len(batch), unread.data_ptr())
+        nothing = np.zeros((1, len(batch.experts), 3, CUTS), np.int64)
+        todo = self._tables(op, looking, nothing, marks)
 
         def count(windows: torch.Tensor) -> torch.Tensor:
             kept = torch.zeros_like(todo.kept)
