@@ -8,6 +8,7 @@ import triton.language as tl
 
 from mergekern.kernels import count as counting
 from mergekern.kernels import fuse as fusing
+from mergekern.kernels import gather as gathering
 from mergekern.kernels import sums as summing
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # a fused multiply-add rounds once less
@@ -57,6 +58,28 @@ def count(todo, brackets, above, inside, tallies, span, step):
         **dtypes_of(todo),
         QUERIES=triton.next_power_of_2(len(brackets)),
         SPAN=span,
+        STEP=step,
+    )
+
+
+def gather(todo, index, starts, lines, step):
+    start(
+        gathering.gather,
+        (triton.cdiv(len(index), step),),
+        *(todo.segments, index, starts, lines, len(todo.segments), len(index)),
+        BASE=dtype(todo.base),
+        EXPERTS=tuple(map(dtype, todo.experts)),
+        STEP=step,
+    )
+
+
+def scatter(todo, index, starts, lines, step):
+    start(
+        gathering.scatter,
+        (triton.cdiv(len(index), step),),
+        *(todo.segments, index, starts, lines, len(todo.segments), len(index)),
+        WIDTH=todo.segments.shape[1],
+        OUT=dtype(todo.out),
         STEP=step,
     )
 

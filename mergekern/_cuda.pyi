@@ -63,5 +63,15 @@ def count(
     device: int,
     stream: int,
 ) -> None: ...
+def gather(
+    todo: Pass,
+    index: int,
+    starts: int,
+    lines: int,
+    count: int,
+    back: bool,
+    device: int,
+    stream: int,
+) -> None: ...
 def masked_sums(todo: Pass, blocks: int, out: int, device: int, stream: int) -> None: ...
 def gram(todo: Pass, blocks: int, out: int, device: int, stream: int) -> None: ...

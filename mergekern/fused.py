@@ -117,7 +117,7 @@ class Batch:
     name_hash: uint32 [n]
     windows:   int64 [n, experts, 4]: lo, lo_last, hi, hi_last
     ranks:     int64 [n, experts, 2]: where given, the windows are found by them first, and written
-               into their column; every tile is a whole tensor, and not larger than a chunk
+               into their column; every tile is a whole tensor, no larger than Backend.ranked
     by_index:  equal magnitudes are told apart by their place; otherwise a cut has all of them
 
     Of magnitudes in descending order, counted from 1, ranks name the last one that is kept, and the

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 import torch
 
-from mergekern.backends import CHUNK, Backend
+from mergekern.backends import Backend
 from mergekern.batches import Found, fuse_batch, ranked
 from mergekern.checkpoint.base import Checkpoint
 from mergekern.findings import check_findings
@@ -51,7 +51,7 @@ def _is_small(step: Step, backend: Backend) -> bool:
     spec = step.spec
     if spec is None or spec.whole_tensor_sums or spec.whole_model:
         return False
-    return 0 < step.numel <= (CHUNK if spec.ranked else backend.batched)
+    return 0 < step.numel <= (backend.ranked if spec.ranked else backend.batched)
 
 
 def _batch(alike: Sequence[tuple[Step, Inputs]], outs: Mapping[str, torch.Tensor]) -> Batch:

@@ -75,6 +75,14 @@ void bind_launches(py::module_& m) {
       },
       Released());
   m.def(
+      "gather",
+      [](const Pass& pass, uintptr_t index, uintptr_t starts, uintptr_t lines, int64_t count,
+         bool back, int device, uintptr_t stream) {
+        raise(gather(pass, pointer<int64_t>(index), pointer<int64_t>(starts),
+                     pointer<int64_t>(lines), count, back, queue_of(device, stream)));
+      },
+      Released());
+  m.def(
       "masked_sums",
       [](const Pass& pass, int64_t blocks, uintptr_t out, int device, uintptr_t stream) {
         raise(masked_sums(pass, blocks, pointer<double>(out), queue_of(device, stream)));

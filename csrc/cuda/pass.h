@@ -65,5 +65,8 @@ std::string count(const Pass& pass, int64_t chunks, const BracketRow* brackets, 
                   int64_t* above, int64_t* inside, int64_t* tallies, Queue queue);
 std::string masked_sums(const Pass& pass, int64_t blocks, double* out, Queue queue);
 std::string gram(const Pass& pass, int64_t blocks, double* out, Queue queue);
+// back: from lines[0] to the tiles' outputs; otherwise from base and experts to a line each.
+std::string gather(const Pass& pass, const int64_t* index, const int64_t* starts,
+                   const int64_t* lines, int64_t count, bool back, Queue queue);
 
 }  // namespace mergekern

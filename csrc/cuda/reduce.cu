@@ -1,4 +1,5 @@
 #include "cuda/count.cuh"
+#include "cuda/gather.cuh"
 #include "cuda/reduce.cuh"
 
 namespace mergekern {
@@ -21,6 +22,14 @@ std::string count(const Pass& pass, int64_t chunks, const BracketRow* brackets, 
   const int64_t blocks = chunks * parts(count, kBrackets);
   return pass.wide ? run_blocks<Count<double>>("count", a, blocks, queue)
                    : run_blocks<Count<float>>("count", a, blocks, queue);
+}
+
+std::string gather(const Pass& pass, const int64_t* index, const int64_t* starts,
+                   const int64_t* lines, int64_t count, bool back, Queue queue) {
+  const GatherArgs a{pass, index, starts, lines, count};
+  const int64_t blocks = Gather<true>::blocks_of(a);
+  return back ? run_blocks<Gather<true>>("scatter", a, blocks, queue)
+              : run_blocks<Gather<false>>("gather", a, blocks, queue);
 }
 
 std::string masked_sums(const Pass& pass, int64_t blocks, double* out, Queue queue) {

@@ -68,11 +68,13 @@ class Backend(Protocol):
     """lanes: rows of a tally, each added to by one worker at a time.
 
     batched: elements of a tensor in memory up to which it is merged together with others
+    ranked:  elements of a tensor up to which a batch may name ranks instead of windows
     """
 
     name: str
     lanes: int
     batched: int
+    ranked: int
 
     def pin(self, memory: torch.Tensor) -> Callable[[], None]:
         """Told of host memory that many inputs will come from. Returns what to call before it is

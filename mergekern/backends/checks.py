@@ -48,8 +48,8 @@ def check_open(tile: Tile, open_: torch.Tensor) -> None:
         raise ValueError(f"{tile.tensor}: want one bit for each of {tile.numel} elements")
 
 
-def check_batch(op: FusedOp, batch: Batch) -> None:
-    """A batch; that the addresses are good is the caller's word."""
+def check_batch(op: FusedOp, batch: Batch, ranked: int = CHUNK) -> None:
+    """A batch; that the addresses are good is the caller's word. ranked: see Backend"""
     count, experts = len(batch), len(batch.experts)
     columns: list[tuple[np.ndarray, type, tuple[int, ...]]] = [
         (batch.inputs, np.uint64, (count, 1 + experts)),
@@ -72,16 +72,16 @@ def check_batch(op: FusedOp, batch: Batch) -> None:
     if (batch.offset % CHUNK).any():
         raise ValueError(f"every tile of a batch starts at a multiple of {CHUNK}")
     if batch.ranks is not None:
-        _check_ranks(batch, batch.ranks)
+        _check_ranks(batch, batch.ranks, ranked)
     given = {*batch.experts, *(() if batch.base is None else (batch.base,))}
     if not given <= set(FLOATS) or (torch.float64 in given and op.work != torch.float64):
         raise ValueError(f"a batch of {sorted(map(str, given))} is not computed in {op.work}")
 
 
-def _check_ranks(batch: Batch, ranks: np.ndarray) -> None:
+def _check_ranks(batch: Batch, ranks: np.ndarray, most: int) -> None:
     if batch.windows is None or not batch.windows.flags.writeable or batch.base is None:
         raise ValueError("ranks are those of deltas, and need a column for windows")
-    if batch.offset.any() or (batch.numel > CHUNK).any():
-        raise ValueError(f"only whole tensors of no more than {CHUNK} elements are ranked")
+    if batch.offset.any() or (batch.numel > most).any():
+        raise ValueError(f"only whole tensors of no more than {most} elements are ranked")
     if (ranks < 0).any() or (ranks > batch.numel[:, None, None]).any():
         raise ValueError("a rank is one of a tensor's elements, or 0")

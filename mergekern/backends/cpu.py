@@ -46,6 +46,7 @@ class CpuBackend:
     """
 
     name = "cpu"
+    ranked = CHUNK
     batched = 4 * CHUNK  # larger ones are worth a call each
 
     def __init__(self, threads: int | None = None, instruction_set: str = "") -> None:

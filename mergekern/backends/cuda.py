@@ -61,6 +61,28 @@ class CudaKernels:
             *self._queue(),
         )
 
+    def gather(
+        self, todo: Pass, index: torch.Tensor, starts: torch.Tensor, lines: torch.Tensor
+    ) -> None:
+        self._gather(todo, index, starts, lines, back=False)
+
+    def scatter(
+        self, todo: Pass, index: torch.Tensor, starts: torch.Tensor, lines: torch.Tensor
+    ) -> None:
+        self._gather(todo, index, starts, lines, back=True)
+
+    def _gather(
+        self,
+        todo: Pass,
+        index: torch.Tensor,
+        starts: torch.Tensor,
+        lines: torch.Tensor,
+        *,
+        back: bool,
+    ) -> None:
+        addresses = (index.data_ptr(), starts.data_ptr(), lines.data_ptr())
+        self._native.gather(self._pass_of(todo), *addresses, len(index), back, *self._queue())
+
     def masked_sums(self, todo: Pass, out: torch.Tensor) -> None:
         native = self._pass_of(todo)
         self._native.masked_sums(native, out.shape[0], out.data_ptr(), *self._queue())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from mergekern.backends.checks import (
     check_tile,
 )
 from mergekern.backends.launch import (
-    CUTS,
     Kernels,
     Pass,
     batch_of,
@@ -26,7 +24,7 @@ from mergekern.backends.launch import (
     upload,
     windows_of,
 )
-from mergekern.backends.ranks import search
+from mergekern.backends.ranked import fuse_ranked
 from mergekern.fused import EVERY_INDEX, Batch, ExpertScalars, Findings, FusedOp, Tile
 
 
@@ -34,6 +32,7 @@ class DeviceBackend:
     """Merges what lies in the memory of one device. Same bits as every other backend."""
 
     lanes = 1
+    ranked = EVERY_INDEX
     batched = EVERY_INDEX  # a launch each is what costs
 
     def __init__(self, kernels: Kernels, device: torch.device) -> None:
@@ -82,9 +81,9 @@ class DeviceBackend:
         return index, Tile(tile.tensor, 0, base, tuple(x[index] for x in tile.experts))
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
-        check_batch(op, batch)
-        if batch.ranks is not None and batch.windows is not None:
-            batch.windows[:] = self._ranked(op, batch, batch.ranks)
+        check_batch(op, batch, self.ranked)
+        if batch.ranks is not None:
+            return fuse_ranked(self, op, batch)
         windows = windows_of(op) if batch.windows is None else batch.windows[:, :, None]
         return findings(self.start(op, batch, windows).found)
 
@@ -92,17 +91,34 @@ class DeviceBackend:
         self,
         op: FusedOp,
         batch: Batch,
-        windows: np.ndarray | None,
+        windows: np.ndarray | torch.Tensor | None,
         marks: np.ndarray | None = None,
     ) -> Pass:
-        """Launch an op over tiles on this device, and do not wait for it.
-
-        windows: int64 [n or 1, K, W, CUTS], see Pass; marks: addresses, with W = 3
-        """
+        """Launch an op over tiles on this device, and do not wait for it; see tabulate()."""
         todo = self._tables(op, batch, windows, marks)
         if todo.blocks:
             self._kernels.fuse(todo)
         return todo
+
+    def gather(
+        self, todo: Pass, index: torch.Tensor, starts: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Base and experts at some places of the tiles; see Kernels.gather()."""
+        assert todo.base is not None, "deltas need a base"
+        lines = [
+            torch.empty(len(index), dtype=dtype, device=self.device)
+            for dtype in (todo.base, *todo.experts)
+        ]
+        addresses = np.array([line.data_ptr() for line in lines], np.int64)
+        self._kernels.gather(todo, index, starts, upload(addresses, self.device))
+        return lines[0], lines[1:]
+
+    def scatter(
+        self, todo: Pass, index: torch.Tensor, starts: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """Outputs to their places in the tiles; see Kernels.scatter()."""
+        address = upload(np.array([values.data_ptr()], np.int64), self.device)
+        self._kernels.scatter(todo, index, starts, address)
 
     def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
         check_tile(tile, work, self.device)
@@ -154,23 +170,6 @@ class DeviceBackend:
         self._kernels.gram(self._looking(tile, work), out)
         return out.cpu()
 
-    def _ranked(self, op: FusedOp, batch: Batch, ranks: np.ndarray) -> np.ndarray:
-        """The windows that ranks stand for. All tiles are searched at once, and the host waits for
-        the end of it only."""
-        looking = replace(batch, outs=np.zeros_like(batch.outs), windows=None, ranks=None)
-        unread = torch.empty(CHUNK // 8, dtype=torch.uint8, device=self.device)
-        marks = np.full(len(batch), unread.data_ptr())
-        nothing = np.zeros((1, len(batch.experts), 3, CUTS), np.int64)
-        todo = self._tables(op, looking, nothing, marks)
-
-        def count(windows: torch.Tensor) -> torch.Tensor:
-            kept = torch.zeros_like(todo.kept)
-            self._kernels.fuse(replace(todo, windows=windows, kept=kept))
-            return kept
-
-        given = upload(ranks, self.device), upload(batch.numel, self.device)
-        return search(count, *given, wide=op.work == torch.float64, by_index=batch.by_index).numpy()
-
     def _looking(self, tile: Tile, work: torch.dtype) -> Pass:
         """A pass that merges nothing and trims nothing."""
         experts = tuple(ExpertScalars(k, 1.0) for k in range(len(tile.experts)))
@@ -181,7 +180,7 @@ class DeviceBackend:
         self,
         op: FusedOp,
         batch: Batch,
-        windows: np.ndarray | None,
+        windows: np.ndarray | torch.Tensor | None,
         marks: np.ndarray | None = None,
     ) -> Pass:
         return tabulate(op, batch, windows, marks, self._kernels.span, self.device)

@@ -87,6 +87,21 @@ class Kernels(Protocol):
         tallies:  int64, zeros: the histograms of all brackets, one behind the other
         """
 
+    def gather(
+        self, todo: Pass, index: torch.Tensor, starts: torch.Tensor, lines: torch.Tensor
+    ) -> None:
+        """Elements here and there of all tiles, behind one another.
+
+        index:  int64 [m], not empty: their places in their tiles, tile after tile
+        starts: int64 [n + 1]: where those of each tile begin
+        lines:  int64 [1 + K]: addresses of base and experts, [m] each, to be written
+        """
+
+    def scatter(
+        self, todo: Pass, index: torch.Tensor, starts: torch.Tensor, lines: torch.Tensor
+    ) -> None:
+        """The other way round: lines[0], [m] outputs, to their places in the tiles' outputs."""
+
     def masked_sums(self, todo: Pass, out: torch.Tensor) -> None:
         """Backend.masked_sums() over the one tile of `todo`: fp64 [blocks of BLOCK, K, 2]."""
 
@@ -97,14 +112,15 @@ class Kernels(Protocol):
 def tabulate(
     op: FusedOp,
     batch: Batch,
-    windows: np.ndarray | None,
+    windows: np.ndarray | torch.Tensor | None,
     marks: np.ndarray | None,
     span: int,
     device: torch.device,
 ) -> Pass:
     """The tables of a launch, on the device.
 
-    windows: int64 [n or 1, K, W, CUTS], see Pass; marks: addresses, with W = 3
+    windows: int64 [n or 1, K, W, CUTS], see Pass; a tensor is on the device, and has n rows
+    marks:   addresses, with W = 3
     """
     tiles, experts = len(batch), len(batch.experts)
     blocks = -(-batch.numel // span)
@@ -120,10 +136,13 @@ def tabulate(
     scalars = np.array([(e.coef, e.vote, e.share) for e in op.experts], np.float64)
     coins = np.array([(e.index, e.keep_below) for e in op.experts], np.int64)
     columns = [segments, scalars.view(np.int64), coins]
-    if windows is not None:
+    if isinstance(windows, np.ndarray):
         columns.append(np.broadcast_to(windows, (tiles, *windows.shape[1:])))
     tables = upload(np.concatenate([column.reshape(-1) for column in columns]), device)
     split = list(tables.split([column.size for column in columns]))
+    there = windows.contiguous() if isinstance(windows, torch.Tensor) else None
+    if isinstance(windows, np.ndarray):
+        there = split[3].view(tiles, *windows.shape[1:])
     found = torch.zeros((tiles, 2 + experts), dtype=torch.int32, device=device)
     kept = torch.zeros((tiles, experts, 2, 2), dtype=torch.int64, device=device)
     return Pass(
@@ -135,7 +154,7 @@ def tabulate(
         segments=split[0].view(segments.shape),
         scalars=split[1].view(torch.float64).view(experts, 3),
         coins=split[2].view(experts, 2),
-        windows=None if windows is None else split[3].view(tiles, *windows.shape[1:]),
+        windows=there,
         found=found,
         kept=kept,
     )

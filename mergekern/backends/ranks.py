@@ -9,21 +9,22 @@ import torch
 
 from mergekern.fused import EVERY_INDEX
 
+Pair = tuple[torch.Tensor, torch.Tensor]
 # int64 [n, K, 3, 4] -> int64 [n, K, 2, 2]: what reaches the cuts of the second (strict) and of the
 # first (given) windows, as Pass.windows and Pass.kept have them
-Pair = tuple[torch.Tensor, torch.Tensor]
 Count = Callable[[torch.Tensor], torch.Tensor]
 
 
 def search(
     count: Count, ranks: torch.Tensor, numel: torch.Tensor, *, wide: bool, by_index: bool
-) -> torch.Tensor:
-    """int64 [n, K, 4], on the host: the windows that keep what ranks say; see fused.Batch.
+) -> Pair:
+    """int64 [n, K, 2] each: the magnitude of every rank, and the index of its element.
 
-    ranks: int64 [n, K, 2];  numel: int64 [n];  wide: magnitudes have 63 bits, not 31
+    ranks: int64 [n, K, 2], counted from 1; what is found for 0 means nothing
+    numel: int64 [n];  wide: magnitudes have 63 bits, not 31
 
     A count tells for two cuts how many reach them, so that a third is left of where the wanted one
-    may lie; then the same for the index of the last element that it keeps.
+    may lie; then, with `by_index`, the same for the index of the last element that it keeps.
     """
     every = torch.full_like(ranks, EVERY_INDEX)
     # The magnitude of a rank is the largest that so many reach: one below the first that fewer do.
@@ -34,21 +35,35 @@ def search(
         torch.full_like(ranks, bound),
         bound,
     )
-    if by_index:
-        # With what is larger, there are so many up to its last index, and fewer up to any before.
-        ends = (numel - 1).view(-1, 1, 1).expand_as(ranks)
-        place = _first(
-            lambda at: [reach >= ranks for reach in _reach(count, (magnitude, magnitude), at)],
-            torch.full_like(ranks, -1),
-            ends,
-            int(numel.max()),
-        )
-        cut, last = magnitude, torch.where(place < ends, place, every)
-    else:
-        cut, last = magnitude + torch.tensor([0, 1], device=ranks.device), every
+    if not by_index:
+        return magnitude, every
+    # With what is larger, there are so many up to its last index, and fewer up to any before.
+    ends = (numel - 1).view(-1, 1, 1).expand_as(ranks)
+    place = _first(
+        lambda at: [reach >= ranks for reach in _reach(count, (magnitude, magnitude), at)],
+        torch.full_like(ranks, -1),
+        ends,
+        int(numel.max()),
+    )
+    return magnitude, place
+
+
+def windows(
+    ranks: torch.Tensor,
+    magnitude: torch.Tensor,
+    place: torch.Tensor,
+    numel: torch.Tensor,
+    *,
+    by_index: bool,
+) -> torch.Tensor:
+    """int64 [n, K, 4]: the windows that keep what ranks say; see fused.Batch."""
+    every = torch.full_like(ranks, EVERY_INDEX)
+    sides = torch.tensor([0, 0 if by_index else 1], device=ranks.device)
     nothing = torch.tensor([0, EVERY_INDEX], device=ranks.device)
-    cut, last = torch.where(ranks > 0, cut, nothing), torch.where(ranks > 0, last, every)
-    return torch.stack([cut, last], -1).flatten(-2).cpu()
+    cut = torch.where(ranks > 0, magnitude + sides, nothing)
+    told = by_index & (ranks > 0) & (place < (numel - 1).view(-1, 1, 1))
+    last = torch.where(told, place, every)
+    return torch.stack([cut, last], -1).flatten(-2)
 
 
 def _first(
@@ -73,8 +88,8 @@ def _first(
     return high
 
 
-def _reach(count: Count, cuts: Pair, lasts: Pair) -> tuple[torch.Tensor, torch.Tensor]:
+def _reach(count: Count, cuts: Pair, lasts: Pair) -> Pair:
     """How many magnitudes reach two cuts of either side of a window, with their last indices."""
-    windows = [torch.stack(both, -1).flatten(-2) for both in zip(cuts, lasts, strict=True)]
-    kept = count(torch.stack([windows[0], windows[1], windows[0]], -2))
+    both = [torch.stack(pair, -1).flatten(-2) for pair in zip(cuts, lasts, strict=True)]
+    kept = count(torch.stack([both[0], both[1], both[0]], -2))
     return kept[..., 1], kept[..., 0]

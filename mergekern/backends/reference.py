@@ -32,6 +32,7 @@ _LANES = 16  # partial sums of a reduction
 class ReferenceBackend:
     name = "reference"
     lanes = 1
+    ranked = CHUNK
     batched = 4 * CHUNK
 
     def pin(self, memory: torch.Tensor) -> Callable[[], None]:

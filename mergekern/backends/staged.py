@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from mergekern.backends import Backend, Bracket, Counts, Margin, Speculation, nothing
+from mergekern.backends import CHUNK, Backend, Bracket, Counts, Margin, Speculation, nothing
 from mergekern.backends.checks import check_batch, check_out, check_tile
 from mergekern.backends.device import DeviceBackend
 from mergekern.backends.launch import batch_of, findings, windows_of
@@ -39,6 +39,7 @@ class StagedBackend:
     """
 
     lanes = 1
+    ranked = CHUNK
     batched = EVERY_INDEX
 
     def __init__(self, inner: DeviceBackend, host: Backend, room: int) -> None:

@@ -48,6 +48,18 @@ class TritonKernels:
             with torch.cuda.device_of(todo.segments):
                 self._launch.count(todo, brackets, above, inside, tallies, self.span, self._step)
 
+    def gather(
+        self, todo: Pass, index: torch.Tensor, starts: torch.Tensor, lines: torch.Tensor
+    ) -> None:
+        with torch.cuda.device_of(index):
+            self._launch.gather(todo, index, starts, lines, self._step)
+
+    def scatter(
+        self, todo: Pass, index: torch.Tensor, starts: torch.Tensor, lines: torch.Tensor
+    ) -> None:
+        with torch.cuda.device_of(index):
+            self._launch.scatter(todo, index, starts, lines, self._step)
+
     def masked_sums(self, todo: Pass, out: torch.Tensor) -> None:
         if len(out):
             with torch.cuda.device_of(todo.segments):

@@ -57,11 +57,29 @@ class PlainKernels:
                 above[chunk, q], inside[chunk, q] = counts.above, counts.chunks[0]
                 tallies[first : first + bins] += tally[0]
 
+    def gather(self, todo: Pass, index, starts, lines) -> None:
+        for number, part in parts_of(todo, index, starts):
+            tile = tile_of(todo, number)
+            for line, x in zip(lines.tolist(), (tile.base, *tile.experts), strict=True):
+                at(line, len(index), x.dtype)[part] = x[index[part]]
+
+    def scatter(self, todo: Pass, index, starts, lines) -> None:
+        values = at(int(lines[0]), len(index), todo.out)
+        for number, part in parts_of(todo, index, starts):
+            row = columns(todo, number)
+            at(row["out"], row["numel"], todo.out)[index[part]] = values[part]
+
     def masked_sums(self, todo: Pass, out: torch.Tensor) -> None:
         out.copy_(REFERENCE.masked_sums(op_of(todo, 0), tile_of(todo, 0)))
 
     def gram(self, todo: Pass, out: torch.Tensor) -> None:
         out.copy_(REFERENCE.gram(tile_of(todo, 0), todo.op.work))
+
+
+def parts_of(todo: Pass, index: torch.Tensor, starts: torch.Tensor) -> list[tuple[int, slice]]:
+    assert len(index)
+    bounds = starts.tolist()
+    return [(n, slice(bounds[n], bounds[n + 1])) for n in range(len(todo.segments))]
 
 
 def columns(todo: Pass, number: int) -> dict[str, int]:

@@ -1,0 +1,115 @@
+"""Cuts around the wanted ones of many tensors, from samples of them that stay on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from mergekern.backends.launch import Pass
+from mergekern.fused import EVERY_INDEX, Batch, FusedOp
+
+SIGMAS = 4.5  # of a sampled rank; see mergekern/sampling.py
+RUN = 64  # elements that are sampled together
+LEAST, MOST = 1 << 14, 1 << 18  # elements of a sample
+GOLDEN = 0.6180339887498949
+
+
+class Launches(Protocol):
+    """What is needed of DeviceBackend."""
+
+    device: torch.device
+
+    def start(
+        self,
+        op: FusedOp,
+        batch: Batch,
+        windows: np.ndarray | torch.Tensor | None,
+        marks: np.ndarray | None = None,
+    ) -> Pass: ...
+
+    def gather(
+        self, todo: Pass, index: torch.Tensor, starts: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]: ...
+
+    def scatter(
+        self, todo: Pass, index: torch.Tensor, starts: torch.Tensor, values: torch.Tensor
+    ) -> None: ...
+
+
+def bracket(
+    on: Launches, op: FusedOp, batch: Batch, ranks: torch.Tensor, numel: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """int64 [n, K, 4] each: windows whose cuts very likely lie above and below the wanted ones."""
+    least = int(batch.numel.min())
+    size = min(max(int(2 * least ** (2 / 3)), LEAST), MOST, least // 4) // RUN * RUN
+    places = _spread_out(numel, size // RUN)
+    starts = torch.arange(len(batch) + 1, device=on.device) * size
+    tables = on.start(op, replace(batch, numel=np.zeros_like(batch.numel)), None)
+    base, experts = on.gather(tables, places.flatten(), starts)
+    wide_base = base.to(op.work)
+    bound = 2**63 - 1 if op.work == torch.float64 else 2**31
+    cuts = []
+    for k, expert in enumerate(experts):
+        bits = _magnitudes(expert.to(op.work) - wide_base).view(len(batch), -1)
+        keys = _Sample(bits, places.flatten(1), numel, bound, batch.by_index)
+        cuts.append(torch.stack([keys.around(ranks[:, k, side]) for side in (0, 1)], 2))
+    both = torch.stack(cuts, 1)  # [n, K, strict and wide, side, cut and last]
+    nothing = torch.tensor([[0, EVERY_INDEX], [EVERY_INDEX, EVERY_INDEX]], device=on.device)
+    both = torch.where(ranks[:, :, None, :, None] > 0, both, nothing).flatten(-2)
+    return both[:, :, 0], both[:, :, 1]
+
+
+def _spread_out(numel: torch.Tensor, runs: int) -> torch.Tensor:
+    """int64 [n, runs, RUN]: places in tensors, in runs that lie evenly but in step with nothing."""
+    number = torch.arange(runs, device=numel.device)
+    first = number * numel[:, None] // runs
+    room = (number + 1) * numel[:, None] // runs - first - RUN
+    at = first + (room * (number * GOLDEN % 1)).long()
+    return at[:, :, None] + torch.arange(RUN, device=numel.device)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Magnitudes [n, S] of one expert in n tensors, and their places there."""
+
+    bits: torch.Tensor
+    places: torch.Tensor
+    numel: torch.Tensor
+    bound: int
+    by_index: bool
+
+    def around(self, ranks: torch.Tensor) -> torch.Tensor:
+        """int64 [n, 2, 2]: a cut and its last index above, and below, that of every rank."""
+        size = self.bits.shape[1]
+        order = self.bits.argsort(dim=1, descending=True, stable=True)
+        share = ranks.double() / self.numel
+        middle = (share * size).round().long().clamp(1, size)
+        value = self.bits.gather(1, order.gather(1, middle[:, None] - 1))
+        spread = self._spread(value, share)
+        cuts = []
+        for at, beyond in (
+            (middle - spread, (self.bound, -1)),
+            (middle + spread, (0, EVERY_INDEX)),
+        ):
+            chosen = order.gather(1, at.clamp(1, size)[:, None] - 1)
+            last = self.places.gather(1, chosen) if self.by_index else torch.full_like(chosen, -1)
+            key = torch.cat([self.bits.gather(1, chosen).long(), last], 1)
+            inside = (at >= 1) & (at <= size)
+            cuts.append(torch.where(inside[:, None], key, torch.tensor(beyond, device=key.device)))
+        return torch.stack(cuts, 1)
+
+    def _spread(self, value: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """How far a sampled rank may be off: as counts of one run differ from the next one's."""
+        runs = self.bits.shape[1] // RUN
+        reached = (self.bits >= value).view(-1, runs, RUN).sum(2).double()
+        apart = (reached.diff(dim=1) ** 2).sum(1) / 2
+        plain = self.bits.shape[1] * share * (1 - share)
+        ties = (self.bits == value).sum(1) // runs
+        return (SIGMAS * torch.maximum(apart, plain).sqrt()).long() + ties + 2
+
+
+def _magnitudes(delta: torch.Tensor) -> torch.Tensor:
+    return delta.abs().view(torch.int64 if delta.dtype == torch.float64 else torch.int32)
