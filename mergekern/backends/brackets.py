@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,8 @@ class Launches(Protocol):
     """What is needed of DeviceBackend."""
 
     device: torch.device
+
+    def tables(self, op: FusedOp, batch: Batch, windows: None) -> Pass: ...
 
     def start(
         self,
@@ -47,8 +49,7 @@ def bracket(
     size = min(max(int(2 * least ** (2 / 3)), LEAST), MOST, least // 4) // RUN * RUN
     places = _spread_out(numel, size // RUN)
     starts = torch.arange(len(batch) + 1, device=on.device) * size
-    tables = on.start(op, replace(batch, numel=np.zeros_like(batch.numel)), None)
-    base, experts = on.gather(tables, places.flatten(), starts)
+    base, experts = on.gather(on.tables(op, batch, None), places.flatten(), starts)
     wide_base = base.to(op.work)
     bound = 2**63 - 1 if op.work == torch.float64 else 2**31
     cuts = []

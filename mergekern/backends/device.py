@@ -95,7 +95,7 @@ class DeviceBackend:
         marks: np.ndarray | None = None,
     ) -> Pass:
         """Launch an op over tiles on this device, and do not wait for it; see tabulate()."""
-        todo = self._tables(op, batch, windows, marks)
+        todo = self.tables(op, batch, windows, marks)
         if todo.blocks:
             self._kernels.fuse(todo)
         return todo
@@ -158,7 +158,7 @@ class DeviceBackend:
         check_tile(tile, op.work, self.device)
         shape = (-(-tile.numel // BLOCK), len(tile.experts), 2)
         out = torch.empty(shape, dtype=torch.float64, device=self.device)
-        todo = self._tables(op, batch_of(op, tile, None), windows_of(op))
+        todo = self.tables(op, batch_of(op, tile, None), windows_of(op))
         self._kernels.masked_sums(todo, out)
         return out.cpu()
 
@@ -174,13 +174,14 @@ class DeviceBackend:
         """A pass that merges nothing and trims nothing."""
         experts = tuple(ExpertScalars(k, 1.0) for k in range(len(tile.experts)))
         op = FusedOp("task_vector", experts, work=work)
-        return self._tables(op, batch_of(op, tile, None), None)
+        return self.tables(op, batch_of(op, tile, None), None)
 
-    def _tables(
+    def tables(
         self,
         op: FusedOp,
         batch: Batch,
         windows: np.ndarray | torch.Tensor | None,
         marks: np.ndarray | None = None,
     ) -> Pass:
+        """What a launch would take."""
         return tabulate(op, batch, windows, marks, self._kernels.span, self.device)

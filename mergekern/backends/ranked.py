@@ -63,11 +63,14 @@ def _by_counting(
 
 def _counter(on: Launches, op: FusedOp, batch: Batch) -> by_rank.Count:
     """Launches that count, for any windows."""
-    looking = replace(batch, outs=np.zeros_like(batch.outs), windows=None)
+    looking = replace(batch, outs=np.zeros_like(batch.outs))
     room = int(batch.numel.max(initial=0)) // 8 + 1
     unread = torch.empty(room, dtype=torch.uint8, device=on.device)  # marks that nobody looks at
-    marks = np.full(len(batch), unread.data_ptr())
-    return lambda windows: on.start(op, looking, windows, marks).kept
+
+    def count(windows: torch.Tensor) -> torch.Tensor:
+        return on.start(op, looking, windows, np.full(len(batch), unread.data_ptr())).kept
+
+    return count
 
 
 def _guessed(

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import ranked_batches
 import torch
 from cases import (
     FLOATS,
@@ -24,6 +25,7 @@ from cases import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from on_host import load_on_host
+from ranked_batches import spec_of
 
 from mergekern.backends import CHUNK, Bracket, Margin
 from mergekern.backends.cuda import CudaKernels, is_built, kernels, missing
@@ -231,6 +233,13 @@ def test_counts_and_reductions(backend, data) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*tallies, strict=True))
     assert same_bits(backend.masked_sums(op, moved), REFERENCE.masked_sums(op, t))
     assert same_bits(backend.gram(moved, op.work), REFERENCE.gram(t, op.work))
+
+
+@pytest.mark.parametrize("ties", ["index", "keep"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_large_tensors_by_rank(backend, dtype: torch.dtype, ties: str) -> None:
+    given = [tile(n, [dtype] * 4, "near", seed=n) for n in (CHUNK + 9, 2 * CHUNK + 77, 300)]
+    ranked_batches.assert_same(backend, given, spec_of(3, ties, 0.1), torch.float32, dtype)
 
 
 @pytest.mark.skipif(not is_built() or missing() is None, reason="no kernels, or a CUDA device")

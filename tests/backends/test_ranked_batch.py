@@ -9,51 +9,18 @@ import pytest
 import torch
 from cases import INTEGERS, KINDS, tile
 from devices import DEVICES
+from ranked_batches import batch_of, op_of, spec_of
 
 from mergekern.backends import CHUNK
 from mergekern.backends.cpu import CpuBackend, instruction_sets
 from mergekern.backends.reference import ReferenceBackend
 from mergekern.batches import fuse_batch
-from mergekern.fused import Batch, ExpertScalars, FusedOp, Tile
-from mergekern.spec import Spec
-from mergekern.trimming import cut_ranks
+from mergekern.fused import Batch, FusedOp
 
 CPU = [CpuBackend(threads, name) for name in instruction_sets() for threads in (1, 3)]
 BACKENDS = [*DEVICES, *CPU]
 REFERENCE = ReferenceBackend()
 NUMELS = [*range(1, 20), 31, 511, 512, 513, 1024, 4095, 4096, 4097]
-DENSITIES = (0.2, 0.5, 1.0, 0.9, 0.01)
-
-
-def spec_of(experts: int, ties: str, gamma: float) -> Spec:
-    density = tuple(DENSITIES[k % 5] for k in range(experts))
-    one = (1.0,) * experts
-    return Spec("task_vector", one, density, (gamma,) * experts, one, ties=ties)
-
-
-def batch_of(given: list[Tile], spec: Spec, outs: list[torch.Tensor]) -> Batch:
-    numel = np.array([t.numel for t in given])
-    ranks = cut_ranks(spec, numel)
-    inputs = [[x.data_ptr() for x in (t.base, *t.experts) if x is not None] for t in given]
-    assert given[0].base is not None
-    return Batch(
-        base=given[0].base.dtype,
-        experts=tuple(x.dtype for x in given[0].experts),
-        out=outs[0].dtype,
-        inputs=np.array(inputs, np.uint64),
-        outs=np.array([out.data_ptr() for out in outs], np.uint64),
-        offset=np.zeros(len(given), np.int64),
-        numel=numel,
-        name_hash=np.arange(len(given), dtype=np.uint32),
-        windows=np.full((*ranks.shape[:2], 4), -7),
-        ranks=ranks,
-        by_index=spec.ties == "index",
-    )
-
-
-def op_of(experts: int, work: torch.dtype) -> FusedOp:
-    scalars = tuple(ExpertScalars(k, 0.3 + k, 0.3 + k) for k in range(experts))
-    return FusedOp("task_vector", scalars, "mass", "mean", work=work)
 
 
 @pytest.mark.parametrize("ties", ["index", "keep"])

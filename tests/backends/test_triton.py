@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import ranked_batches
 import torch
 from cases import FLOATS, KINDS, LENGTHS, PHASED, bits, ops, same_bits, tile, tiles, work_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ranked_batches import spec_of
 
 from mergekern.backends import CHUNK, Bracket, Margin
 from mergekern.backends.reference import ReferenceBackend, round_to
@@ -262,6 +264,13 @@ def test_compact() -> None:
     assert torch.equal(index.cpu(), want_index)
     assert same_bits(got.base.cpu(), want.base)
     assert same_bits(got.experts[0].cpu(), want.experts[0])
+
+
+@pytest.mark.parametrize(("ties", "dtype"), [("index", torch.bfloat16), ("keep", torch.float32)])
+def test_large_tensors_by_rank(ties: str, dtype: torch.dtype) -> None:
+    given = [tile(n, [dtype] * 3, "near", seed=n) for n in (CHUNK + 9, CHUNK + 77, 300)]
+    backend = backend_for(CHUNK)
+    ranked_batches.assert_same(backend, given, spec_of(2, ties, 0.0), torch.float32, dtype)
 
 
 def test_columns_are_those_of_the_table() -> None:
