@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -43,8 +44,14 @@ class Launches(Protocol):
 
 def bracket(
     on: Launches, op: FusedOp, batch: Batch, ranks: torch.Tensor, numel: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """int64 [n, K, 4] each: windows whose cuts very likely lie above and below the wanted ones."""
+) -> torch.Tensor:
+    """int64 [n, K, 3, 4]: given, strict and wide windows, of which the last two very likely have
+    the wanted cuts between them.
+
+    By index, the given cuts are the strict ones. Where equal magnitudes stay together, a strict cut
+    has none of its magnitude and a wide one all: so has the given one, if it is a lower cut, which
+    makes it right in the common case that all of the bracket is one magnitude.
+    """
     least = int(batch.numel.min())
     size = min(max(int(2 * least ** (2 / 3)), LEAST), MOST, least // 4) // RUN * RUN
     places = _spread_out(numel, size // RUN)
@@ -57,10 +64,13 @@ def bracket(
         bits = _magnitudes(expert.to(op.work) - wide_base).view(len(batch), -1)
         keys = _Sample(bits, places.flatten(1), numel, bound, batch.by_index)
         cuts.append(torch.stack([keys.around(ranks[:, k, side]) for side in (0, 1)], 2))
-    both = torch.stack(cuts, 1)  # [n, K, strict and wide, side, cut and last]
+    strict, wide = torch.stack(cuts, 1).unbind(2)  # [n, K, side, cut and last]
+    given = strict.clone()
+    if not batch.by_index:
+        wide[..., 1] = given[:, :, 0, 1] = EVERY_INDEX
+    found = torch.stack([given, strict, wide], 2)
     nothing = torch.tensor([[0, EVERY_INDEX], [EVERY_INDEX, EVERY_INDEX]], device=on.device)
-    both = torch.where(ranks[:, :, None, :, None] > 0, both, nothing).flatten(-2)
-    return both[:, :, 0], both[:, :, 1]
+    return torch.where(ranks[:, :, None, :, None] > 0, found, nothing).flatten(-2)
 
 
 def _spread_out(numel: torch.Tensor, runs: int) -> torch.Tensor:
@@ -84,8 +94,7 @@ class _Sample:
 
     def around(self, ranks: torch.Tensor) -> torch.Tensor:
         """int64 [n, 2, 2]: a cut and its last index above, and below, that of every rank."""
-        size = self.bits.shape[1]
-        order = self.bits.argsort(dim=1, descending=True, stable=True)
+        size, order = self.bits.shape[1], self._order
         share = ranks.double() / self.numel
         middle = (share * size).round().long().clamp(1, size)
         value = self.bits.gather(1, order.gather(1, middle[:, None] - 1))
@@ -101,6 +110,10 @@ class _Sample:
             inside = (at >= 1) & (at <= size)
             cuts.append(torch.where(inside[:, None], key, torch.tensor(beyond, device=key.device)))
         return torch.stack(cuts, 1)
+
+    @cached_property
+    def _order(self) -> torch.Tensor:
+        return self.bits.argsort(dim=1, descending=True, stable=True)
 
     def _spread(self, value: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
         """How far a sampled rank may be off: as counts of one run differ from the next one's."""

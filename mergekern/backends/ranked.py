@@ -78,20 +78,20 @@ def _guessed(
 ) -> tuple[torch.Tensor, dict[int, Findings]]:
     """The same of large tensors, all of about one size."""
     by_index = batch.by_index
-    strict, wide = bracket(on, op, batch, ranks, numel)
+    guess = bracket(on, op, batch, ranks, numel)
     nbytes = -(-batch.numel // 8)
     marks = torch.empty(int(nbytes.sum()), dtype=torch.uint8, device=on.device)
     marked = marks.data_ptr() + np.cumsum(nbytes) - nbytes
-    first = on.start(op, batch, torch.stack([strict, strict, wide], 2), marked)
+    first = on.start(op, batch, guess, marked)
     open_ = _Open(on, op, batch, first, _places(marks, nbytes, numel))
-    reached = first.kept[..., 1]
-    off = ranks - reached
-    among = open_.count(strict, wide)
-    won = (off >= (0 if by_index else 1)) & (off <= among[..., 0] - among[..., 1]) | (ranks == 0)
-    lost = ~won.flatten(1).all(1)
-    # Of what is open, so many reach the wanted cut; where none is left out, it is the strict one.
+    sure, reached = first.kept.unbind(-1)
+    off = ranks - reached  # so many are left out by the given cuts that belong in
+    among = open_.count(guess[:, :, 0], guess[:, :, 2])
+    won = (sure <= (ranks if by_index else ranks - 1)) & (off <= among[..., 0] - among[..., 1])
+    lost = ~(won | (ranks == 0)).flatten(1).all(1)
+    # Of what is open, so many reach the wanted cut; where none is left out, it is the given one.
     rank = torch.where((ranks > 0) & (off > 0), off + among[..., 1], 0)
-    exact, here = open_.windows(rank, strict, by_index)
+    exact, here = open_.windows(rank, guess[:, :, 0], by_index)
     found = findings(first.found | open_.merge(here))
     again = lost.cpu().numpy()
     # Too large a result may have been one that went by a wrong guess.
@@ -113,7 +113,7 @@ def _places(
     device = marks.device
     byte = marks.nonzero()[:, 0]  # most are 0: only the others become eight places each
     ends = upload(np.cumsum(nbytes), device)
-    if 8 * len(byte) > int(8 * len(marks) * 8 * MOST_OPEN):
+    if len(byte) > 8 * len(marks) * MOST_OPEN:
         byte = byte[:0]
     tile = torch.searchsorted(ends, byte, right=True)
     bit = torch.arange(8, device=device)
@@ -157,16 +157,16 @@ class _Open:
             ranks=None,
         )
 
-    def count(self, strict: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
-        """int64 [n, K, 2, 2]: how many reach the wide, and the strict cuts."""
-        cuts = [self._mine(strict), self._mine(wide)]
+    def count(self, given: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
+        """int64 [n, K, 2, 2]: how many reach the wide, and the given cuts."""
+        cuts = [self._mine(given), self._mine(wide)]
         return _counter(self._on, self._op, self._batch)(torch.stack([*cuts, cuts[0]], 2))
 
     def windows(
-        self, ranks: torch.Tensor, strict: torch.Tensor, by_index: bool
+        self, ranks: torch.Tensor, given: torch.Tensor, by_index: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """int64 [n, K, 4] each: the windows that keep what ranks among these elements say, by
-        places in the whole tensors and among these; the strict ones, for rank 0."""
+        places in the whole tensors and among these; the given ones, for rank 0."""
         magnitude, place = by_rank.search(
             _counter(self._on, self._op, self._batch),
             ranks,
@@ -180,7 +180,7 @@ class _Open:
             at = (self._starts[:-1, None, None] + place).clamp(0, len(self._place) - 1)
             whole = self._place[at]
         found = []
-        for last, guess in ((whole, strict), (place, self._mine(strict))):
+        for last, guess in ((whole, given), (place, self._mine(given))):
             window = torch.stack([magnitude + sides, last], -1).flatten(-2)
             told = ranks.repeat_interleave(2, -1) > 0
             found.append(torch.where(told, window, guess))

@@ -52,7 +52,7 @@ def assert_same(
     """That a device finds, merges and reports what the reference does."""
     op = op_of(len(given[0].experts), work)
     wanted = [torch.full((t.numel,), 7, dtype=dtype) for t in given]
-    outs = [x.to(backend.device) for x in wanted]
+    outs = [torch.zeros_like(x, device=backend.device) for x in wanted]
     there = [_moved(t, backend.device) for t in given]
     reference, batch = batch_of(given, spec, wanted), batch_of(there, spec, outs)
     want = ReferenceBackend().fuse_batch(op, reference)
