@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from parts.fused import ties_op
+from settings import DENSITY
 
-import mergekern
-from mergekern.fused import ExpertScalars, FusedOp, Tile
-from mergekern.sources import Resident
+from mergekern.fused import Batch, ExpertScalars, FusedOp, Tile
 
 
 def linear_op(experts: int) -> FusedOp:
@@ -26,10 +27,23 @@ def given_thresholds(tile: Tile) -> FusedOp:
     return ties_op(head)
 
 
-def resident(tile: Tile) -> Resident:
-    """The tile as a tensor that is trimmed on its own."""
+def ranked(tile: Tile, out: torch.Tensor) -> tuple[FusedOp, Batch]:
+    """TIES whose thresholds are found and gone by in one call."""
     assert tile.base is not None
-    state = {"w": tile.base}
-    experts = [{"w": x} for x in tile.experts]
-    plan = mergekern.plan("ties", base=state, models=experts, density=0.2)
-    return Resident([(plan.steps[0], tile)])
+    inputs = (tile.base, *tile.experts)
+    experts = len(tile.experts)
+    ranks = np.array([[(max(1, int(DENSITY * tile.numel)), 0)] * experts], np.int64)
+    batch = Batch(
+        base=tile.base.dtype,
+        experts=tuple(x.dtype for x in tile.experts),
+        out=out.dtype,
+        inputs=np.array([[x.data_ptr() for x in inputs]], np.uint64),
+        outs=np.array([out.data_ptr()], np.uint64),
+        offset=np.zeros(1, np.int64),
+        numel=np.array([tile.numel]),
+        name_hash=np.zeros(1, np.uint32),
+        windows=np.zeros((1, experts, 4), np.int64),
+        ranks=ranks,
+    )
+    rows = tuple(ExpertScalars(k, 1.0) for k in range(experts))
+    return FusedOp("task_vector", rows, elect="mass", combine="mean"), batch

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from rows import Row
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +29,17 @@ def test_results_are_given_as_a_table(tmp_path: Path) -> None:
         "| planning | 2.5 s | 2.5 – 3 | ≤ 2 (missed) | 27 µs a tensor |",
         "| dispatch | 123 µs a tensor | 123 – 123 |  |  |",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run it on")
+def test_what_will_run_on_a_gpu(tmp_path: Path) -> None:
+    written = tmp_path / "gpu.json"
+    command = [sys.executable, "bench/gpu.py", "--rehearse", "--json", str(written)]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=600)
+    rows = json.loads(written.read_text())["parts"]["triton"]
+    assert len(rows) == 8 and all(math.isfinite(row["measured"]) for row in rows)
 
 
 @pytest.mark.slow

@@ -1,12 +1,13 @@
 """Backends that merge through the tables of a launch, for the grids that compare backends: in
-plain torch on the host, and on a GPU where there is one."""
+plain torch on the host, and in CUDA where it can run. (Triton compiles a kernel for every kind of op,
+minutes for a grid: test_triton.py has one of its own.)"""
 
 from __future__ import annotations
 
 import torch
 from plain_kernels import PlainKernels
 
-from mergekern.backends import cuda, triton
+from mergekern.backends import cuda
 from mergekern.backends.device import DeviceBackend
 from mergekern.backends.reference import ReferenceBackend
 from mergekern.backends.staged import StagedBackend
@@ -18,9 +19,7 @@ DEVICES: list[DeviceBackend | StagedBackend] = [
     PLAIN,
     StagedBackend(PLAIN, ReferenceBackend(), ROOM),
 ]
-if torch.cuda.is_available():
+if cuda.missing() is None:
     GPU = torch.device("cuda", torch.cuda.current_device())
-    for module in (cuda, triton):
-        if module.missing() is None:
-            there = DeviceBackend(module.kernels(GPU), GPU)
-            DEVICES.append(StagedBackend(there, ReferenceBackend(), ROOM))
+    there = DeviceBackend(cuda.kernels(GPU), GPU)
+    DEVICES.append(StagedBackend(there, ReferenceBackend(), ROOM))
