@@ -1,6 +1,8 @@
-"""Backends that merge through the tables of a launch, for the grids that compare backends: in
-plain torch on the host, and in CUDA where it can run. (Triton compiles a kernel for every kind of op,
-minutes for a grid: test_triton.py has one of its own.)"""
+"""Backends that merge through the tables of a launch, for the grids that compare backends.
+
+In plain torch on the host, and in CUDA where it can run. Triton compiles a kernel for every kind of
+op, which takes minutes for a grid: test_triton.py has one of its own.
+"""
 
 from __future__ import annotations
 
