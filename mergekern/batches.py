@@ -62,13 +62,19 @@ def ranked(batch: Batch, step: Step) -> Batch:
     return replace(batch, windows=windows, ranks=ranks, by_index=step.spec.ties == "index")
 
 
-def fuse_batch(backend: Backend, op: FusedOp, batch: Batch, known: Found) -> dict[int, Findings]:
+def fuse_batch(
+    backend: Backend, op: FusedOp, batch: Batch, known: Found, read: Hashable
+) -> dict[int, Findings]:
     """Run an op over a batch; known: windows that were found, by what was ranked, is looked into
-    and added to."""
+    and added to.
+
+    read: which tensors these are. Addresses do not tell: inputs that were copied (strided ones, and
+    those from a GPU) lie where others lay before, once those are let go.
+    """
     if batch.ranks is None or batch.windows is None:
         return backend.fuse_batch(op, batch)
     dtypes = (batch.base, batch.experts, op.work)
-    key = (batch.inputs.tobytes(), batch.ranks.tobytes(), batch.by_index, dtypes)
+    key = (read, batch.ranks.tobytes(), batch.by_index, dtypes)
     if key in known:
         return backend.fuse_batch(op, replace(batch, windows=known[key], ranks=None))
     known[key] = batch.windows

@@ -18,23 +18,13 @@ def outputs_in(
     """The outputs of a plan as flat views of tensors that are there.
 
     Raises OutputError unless there is one for every output and no other, with its shape and dtype,
-    on the inputs' device, contiguous, and in memory that is no input's.
+    on the inputs' device, contiguous, and in memory that is no input's and no other output's.
     """
     _check_names(into, plan)
     device = checkpoints[0].device
-    read = {
-        _storage(c.read(i.name, 0, c.tensors[i.name].numel, None))
-        for step in plan.steps
-        for i in step.inputs
-        for c in [checkpoints[i.model]]
-    }
     for step in plan.steps:
         _check(step, into[step.name], device)
-        if _storage(into[step.name]) in read and step.numel:
-            raise OutputError(
-                f"out: tensor {step.name!r} is in the memory of an input, which would change while "
-                f"it is read: give a copy"
-            )
+    _check_memory(into, plan, checkpoints)
     for alias, name in plan.aliases.items():
         if into[alias].data_ptr() != into[name].data_ptr():
             raise OutputError(
@@ -67,5 +57,32 @@ def _check(step: Step, tensor: torch.Tensor, device: torch.device) -> None:
         raise OutputError(f"{where} is not contiguous: give one that is")
 
 
-def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def _check_memory(
+    into: Mapping[str, torch.Tensor], plan: Plan, checkpoints: Sequence[Checkpoint]
+) -> None:
+    """No output may lie over an input, or over another output: storages may be different and still
+    share memory, as those of two slices of one array do."""
+    spans = [(*_span(into[step.name]), True, step.name) for step in plan.steps]
+    for step in plan.steps:
+        spans += [(*checkpoints[i.model].span(i.name), False, "") for i in step.inputs]
+    reached = output_to = 0  # how far inputs, and the one output before, reach
+    output = ""
+    for begin, end, is_output, name in sorted(s for s in spans if s[0] < s[1]):
+        if is_output and begin < output_to:
+            raise OutputError(
+                f"out: {output!r} and {name!r} share memory, and are two tensors in the merged "
+                f"model: untie them"
+            )
+        if begin < (reached if is_output else output_to):
+            raise OutputError(
+                f"out: tensor {name if is_output else output!r} is in the memory of an input, "
+                f"which would change while it is read: give a copy"
+            )
+        if is_output:
+            output_to, output = end, name
+        else:
+            reached = max(reached, end)
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes

@@ -175,7 +175,8 @@ class Member:
         op = self._shared_op(int(self.target.kind[rows[0]]), step)
         trimmed = self._cuts if step.spec is not None and step.spec.whole_model else None
         batch = batch_of(self.target, cargo, op, chosen, trimmed)
-        found = fuse_batch(self._backend, op, batch, self._shared.batches)
+        read = self.target.inputs[rows].tobytes()
+        found = fuse_batch(self._backend, op, batch, self._shared.batches, read)
         for tile in sorted(found):
             step = self.target.steps[int(rows[tile])]
             check_findings(self._plan, self.target.checkpoints, step, found[tile])

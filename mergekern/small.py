@@ -41,7 +41,9 @@ def merge_small(
         kind = (id(step.spec), step.expert_index, step.base is None, dtypes, step.dtype, step.work)
         kinds.setdefault(kind, []).append((step, inputs))
     for alike in kinds.values():
-        found = fuse_batch(backend, fused_op(alike[0][0]), _batch(alike, outs), known)
+        op, batch = fused_op(alike[0][0]), _batch(alike, outs)
+        read = tuple((id(checkpoints[i.model]), i.name) for step, _ in alike for i in step.inputs)
+        found = fuse_batch(backend, op, batch, known, read)
         for place in sorted(found):
             check_findings(plan, checkpoints, alike[place][0], found[place])
     return left

@@ -71,6 +71,27 @@ def test_not_over_an_input() -> None:
         mergekern.merge("ties", out=out, **models)
 
 
+def test_not_over_a_strided_input_or_a_slice_of_one() -> None:
+    memory = torch.randn(40 * 50 + 8)
+    models = call(base={"w": memory[:2000].view(50, 40).t()}, models=[{"w": torch.ones(40, 50)}])
+    out = {"w": torch.frombuffer(memory.numpy()[8:], dtype=torch.float32).view(40, 50)}
+    with pytest.raises(OutputError, match="'w' is in the memory of an input"):
+        mergekern.merge("ties", out=out, **models)
+
+
+def test_outputs_lie_apart() -> None:
+    memory = torch.zeros(2999)
+    states = [{"a": torch.randn(10, 100), "b": torch.randn(2000)} for _ in range(3)]
+    models = call(base=states[0], models=states[1:])
+    with pytest.raises(OutputError, match="'a' and 'b' share memory"):
+        out = {"a": memory[:1000].view(10, 100), "b": memory[999:]}
+        mergekern.merge("ties", out=out, **models)
+    memory = torch.zeros(3000)
+    out = {"a": memory[:1000].view(10, 100), "b": memory[1000:]}
+    got = mergekern.merge("ties", out=out, **models)
+    assert all(torch.equal(got[n], x) for n, x in mergekern.merge("ties", **models).items())
+
+
 def test_not_beside_a_folder(tmp_path: Any) -> None:
     with pytest.raises(OutputError, match="give one of them"):
         mergekern.merge("ties", output=tmp_path / "m", out=state(3), **call())

@@ -313,3 +313,26 @@ def test_a_name_too_long_for_a_folder(models, tmp_path) -> None:
     models_of_many = [{"model": f"org/{number}"} for number in range(16)]
     with pytest.raises(OutputError, match=r"too long for a folder's name; give outputs a list"):
         mergekern.merge_many(recipe | {"models": models_of_many}, tmp_path)
+
+
+def test_strided_models_of_a_list_are_kept_apart() -> None:
+    """They are copied, and a copy may lie where one of other models lay."""
+
+    def strided(seed: int, scale: float) -> dict[str, torch.Tensor]:
+        g = torch.Generator().manual_seed(seed)
+        return {"w": (scale * torch.randn(60, 50, generator=g)).t()}
+
+    base = {"w": torch.zeros(50, 60)}
+    pairs = [[strided(1, 1.0), strided(2, 1.0)], [strided(3, 9.0), strided(4, 0.01)]]
+    recipes = [
+        {
+            "merge_method": "ties",
+            "base_model": base,
+            "models": [{"model": model} for model in models],
+            "parameters": {"density": 0.3},
+        }
+        for models in pairs
+    ]
+    for models, got in zip(pairs, mergekern.merge_many(recipes), strict=True):
+        want = mergekern.merge("ties", base=base, models=models, density=0.3)
+        assert torch.equal(got["w"], want["w"])

@@ -73,6 +73,9 @@ class Checkpoint(Protocol):
         Raises CheckpointError naming file and tensor when bytes are missing.
         """
 
+    def span(self, name: str) -> tuple[int, int]:
+        """The addresses that a tensor in memory lies between; (0, 0) for one on disk."""
+
     def verify_unchanged(self) -> None:
         """Raise CheckpointError when a file is not what it was when opened; nothing in memory."""
 

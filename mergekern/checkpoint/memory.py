@@ -70,6 +70,13 @@ class MemoryCheckpoint:
         rows = tensor[first:last].reshape(-1)
         return rows[start - first * row : stop - first * row].contiguous()
 
+    def span(self, name: str) -> tuple[int, int]:
+        """The addresses that a tensor lies between, strided or not."""
+        x = self._tensors[name]
+        steps = zip(x.shape, x.stride(), strict=True)
+        last = sum((size - 1) * stride for size, stride in steps)
+        return x.data_ptr(), x.data_ptr() + (last + 1) * x.itemsize * (x.numel() > 0)
+
     def verify_unchanged(self) -> None:
         """Raise CheckpointError when a mapped file changed; memory itself is the caller's."""
         for file in self._files:

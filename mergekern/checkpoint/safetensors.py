@@ -61,6 +61,10 @@ class SafetensorsCheckpoint:
         file = self.files[info.file]
         return file.read_tensor(offset, stop - start, info.dtype, buffer, f"tensor {name!r}")
 
+    def span(self, name: str) -> tuple[int, int]:
+        """Not in memory."""
+        return 0, 0
+
     def verify_unchanged(self) -> None:
         """Raise CheckpointError when a file's size or time of change is not that of its opening."""
         for file in self.files.values():
