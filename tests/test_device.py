@@ -100,7 +100,5 @@ def test_a_stretch_has_to_fit() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "get_backend", lambda *a, **o: staged)
         base, *experts = models()
-        with pytest.raises(
-            BudgetError, match=r"max_device_memory leaves .*: give more"
-        ):
+        with pytest.raises(BudgetError, match=r"max_device_memory leaves .*: give more"):
             mergekern.merge("task_arithmetic", base=base, models=experts)
