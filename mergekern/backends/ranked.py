@@ -123,7 +123,7 @@ def _places(
     byte = marks.nonzero()[:, 0]  # most are 0: only the others become eight places each
     ends = upload(np.cumsum(nbytes), device)
     is_set = (marks[byte, None] >> torch.arange(8, dtype=torch.uint8, device=device)) & 1
-    if int(is_set.sum()) > 8 * len(marks) * MOST_OPEN:
+    if int(is_set.count_nonzero()) > 8 * len(marks) * MOST_OPEN:
         is_set = is_set[:0]
     number, bit = is_set.nonzero().unbind(1)
     byte = byte[number]
