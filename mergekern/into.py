@@ -31,7 +31,11 @@ def outputs_in(
                 f"out: {alias!r} and {name!r} are one tensor in the merged model, and two here: "
                 f"tie them"
             )
-    return {step.name: into[step.name].detach().view(-1) for step in plan.steps}
+    outs = {step.name: into[step.name].detach().view(-1) for step in plan.steps}
+    # Kernels write by address, of which autograd would not know that it is in place.
+    tracked = [out for out in outs.values() if not out.is_inference()]
+    torch.autograd.graph.increment_version(tracked)
+    return outs
 
 
 def _check_names(into: Mapping[str, torch.Tensor], plan: Plan) -> None:

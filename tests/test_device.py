@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from devices import DEVICES
+from plain_kernels import PlainKernels
 from safetensors.torch import save_file
 
 import mergekern
@@ -102,3 +103,25 @@ def test_a_stretch_has_to_fit() -> None:
         base, *experts = models()
         with pytest.raises(BudgetError, match=r"max_device_memory leaves .*: give more"):
             mergekern.merge("task_arithmetic", base=base, models=experts)
+
+
+def test_a_launch_that_fails_leaves_nothing_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    staged = DEVICES[1].__class__(DEVICES[0], get_backend("reference"), room=4 << 20)
+    monkeypatch.setattr(api, "get_backend", lambda *a, **o: staged)
+    base, *experts = models()
+    call = {"base": base, "models": experts}
+    want = mergekern.merge("task_arithmetic", **call)
+    launches, real = [], PlainKernels.fuse
+
+    def failing(kernels: PlainKernels, todo: Any) -> None:
+        launches.append(todo)
+        if len(launches) == 2:
+            raise RuntimeError("out of memory")
+        real(kernels, todo)
+
+    monkeypatch.setattr(PlainKernels, "fuse", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        mergekern.merge("task_arithmetic", **call)
+    assert all(slot.land() is None for slot in staged._slots)
+    got = mergekern.merge("task_arithmetic", **call)
+    assert all(torch.equal(got[name], x) for name, x in want.items())

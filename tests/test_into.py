@@ -45,6 +45,18 @@ def test_a_module_in_use() -> None:
     assert not torch.equal(base.weight, live.weight)
 
 
+def test_autograd_is_told() -> None:
+    live, one, two = (torch.nn.Linear(30, 20) for _ in range(3))
+    loss = live(torch.ones(30, requires_grad=True)).sum()
+    mergekern.merge("linear", models=[one, two], out=live)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    with torch.inference_mode():
+        other = torch.nn.Linear(30, 20)
+    mergekern.merge("linear", models=[one, two], out=other)
+    assert torch.equal(other.weight, live.weight)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

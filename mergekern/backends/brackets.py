@@ -78,7 +78,8 @@ def _spread_out(numel: torch.Tensor, runs: int) -> torch.Tensor:
     number = torch.arange(runs, device=numel.device)
     first = number * numel[:, None] // runs
     room = (number + 1) * numel[:, None] // runs - first - RUN
-    at = first + (room * (number * GOLDEN % 1)).long()
+    # In fp64, whatever torch's default is: fp16 would hold no room of large tensors.
+    at = first + (room * (number.double() * GOLDEN % 1)).long()
     return at[:, :, None] + torch.arange(RUN, device=numel.device)
 
 

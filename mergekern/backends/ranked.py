@@ -11,7 +11,7 @@ looked at on the host. Small tensors are counted as often as it takes instead: t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +23,8 @@ from mergekern.backends.brackets import Launches, bracket
 from mergekern.backends.launch import Pass, findings, upload
 from mergekern.fused import EVERY_INDEX, KEEP_ALL, Batch, Findings, FusedOp
 
-MOST_OPEN = 1 / 8  # of all elements; a guess that leaves more is given up
+MOST_OPEN = 1 / 2  # of all elements; a guess that leaves more is given up
+TOGETHER = 1 << 29  # elements of tensors that are looked at together: what is open takes memory
 TILE = 1 << 40  # more than a tensor has elements: tells the places of tiles apart
 
 
@@ -33,14 +34,22 @@ def fuse_ranked(on: Launches, op: FusedOp, batch: Batch) -> dict[int, Findings]:
     found: dict[int, Findings] = {}
     drops = any(expert.keep_below < KEEP_ALL for expert in op.experts)  # coins go by the place
     size = np.where((batch.numel <= CHUNK) | drops, 0, np.frexp(batch.numel)[1])
-    for kind in np.unique(size).tolist():
-        rows = np.flatnonzero(size == kind)
+    for kind, rows in _together(size, batch.numel):
         part = _some(batch, rows)
         ranks, numel = upload(batch.ranks[rows], on.device), upload(part.numel, on.device)
         exact, news = (_guessed if kind else _counted)(on, op, part, ranks, numel)
         batch.windows[rows] = exact.cpu().numpy()
         found |= {int(rows[tile]): seen for tile, seen in news.items()}
     return dict(sorted(found.items()))
+
+
+def _together(size: np.ndarray, numel: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows of each size; of large ones, no more at a time than TOGETHER allows."""
+    for kind in np.unique(size).tolist():
+        rows = np.flatnonzero(size == kind)
+        before = np.cumsum(numel[rows]) - numel[rows]
+        bounds = np.flatnonzero(np.diff(before // TOGETHER)) + 1
+        yield from ((kind, part) for part in (np.split(rows, bounds) if kind else [rows]))
 
 
 def _counted(
@@ -113,13 +122,13 @@ def _places(
     device = marks.device
     byte = marks.nonzero()[:, 0]  # most are 0: only the others become eight places each
     ends = upload(np.cumsum(nbytes), device)
-    if len(byte) > 8 * len(marks) * MOST_OPEN:
-        byte = byte[:0]
-    tile = torch.searchsorted(ends, byte, right=True)
-    bit = torch.arange(8, device=device)
-    is_set = (marks[byte, None].long() >> bit) & 1 == 1
-    place = ((byte - (ends - upload(nbytes, device))[tile])[:, None] * 8 + bit)[is_set]
-    tiles = tile[:, None].expand(-1, 8)[is_set]
+    is_set = (marks[byte, None] >> torch.arange(8, dtype=torch.uint8, device=device)) & 1
+    if int(is_set.count_nonzero()) > 8 * len(marks) * MOST_OPEN:
+        is_set = is_set[:0]
+    number, bit = is_set.nonzero().unbind(1)
+    byte = byte[number]
+    tiles = torch.searchsorted(ends, byte, right=True)
+    place = (byte - (ends - upload(nbytes, device))[tiles]) * 8 + bit
     numbers = torch.arange(len(nbytes) + 1, device=device)
     return place, torch.searchsorted(tiles, numbers)
 

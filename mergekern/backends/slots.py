@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,12 +13,14 @@ import torch
 from mergekern.backends import CHUNK
 from mergekern.backends.device import DeviceBackend
 from mergekern.backends.launch import Pass
+from mergekern.backends.streams import Stream
 from mergekern.errors import BudgetError
 from mergekern.fused import Batch, FusedOp
 from mergekern.sizes import format_size
 
 ALIGN = 256  # of what is copied, on the device
-NEAR = 4096  # inputs with no more than this between them are copied as one
+NEAR = 4095  # inputs with no more than this between them are copied as one: less than a page, all
+# of which might be unmapped
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ class Slot:
         self._memory: torch.Tensor | None = None
         self._flying: tuple[np.ndarray, Pass, torch.Tensor, torch.Tensor] | None = None
         self._landed: torch.cuda.Event | None = None
-        self._into, self._out = _Stream(backend.device), _Stream(backend.device)
-        self._merging = _Stream(backend.device, current=True)
+        self._into, self._out = Stream(backend.device), Stream(backend.device)
+        self._merging = Stream(backend.device, current=True)
 
     def start(
         self,
@@ -123,7 +124,8 @@ class Slot:
             outs=outs[0].moved(self._address + at[1]),
         )
         marked = outs[1].moved(self._address + at[2]) if marks is not None else None
-        todo = self._backend.start(op, there, windows, marked)
+        with self._merging.on():  # the caller's stream may have become another since
+            todo = self._backend.start(op, there, windows, marked)
         self._out.wait(self._merging.mark())
         with self._out.on():
             for spans, begin in zip(outs, at[1:], strict=True):
@@ -142,13 +144,28 @@ class Slot:
         self._flying = None
         return Seen(rows, found, kept)
 
+    def abandon(self) -> None:
+        """Wait for whatever is under way, which after an error nobody wants: what was copied from
+        and to may be let go then."""
+        for stream in (self._into, self._merging, self._out):
+            stream.finish()
+        self._flying = None
+
+    def release(self) -> None:
+        """Give the memory back; the slot is free."""
+        assert self._flying is None, "the slot is not free"
+        self._memory, self._bytes = None, torch.empty(0, dtype=torch.uint8)
+
     def _place(self, groups: Sequence[_Spans]) -> list[int]:
         """Where each group of spans begins in the slot."""
         ends = np.cumsum([group.nbytes for group in groups]).tolist()
         if self._memory is None or self._memory.numel() < ends[-1] + ALIGN:
             assert ends[-1] <= self.nbytes, "stretches() makes them fit"
             size = (self.nbytes + ALIGN,)
-            self._memory = torch.empty(size, dtype=torch.uint8, device=self._backend.device)
+            with self._merging.on():
+                self._memory = torch.empty(size, dtype=torch.uint8, device=self._backend.device)
+            # What had this memory before may still be under way, on that stream.
+            self._into.wait(self._merging.mark())
             skip = -self._memory.data_ptr() % ALIGN
             self._bytes = self._memory[skip:]
             self._address = self._bytes.data_ptr()
@@ -200,29 +217,6 @@ class _Spans:
         for begin, length, at in zip(*columns, strict=True):
             raw = (ctypes.c_char * length).from_address(begin)
             yield device[at : at + length], torch.frombuffer(raw, dtype=torch.uint8)
-
-
-class _Stream:
-    """An order of work on a device; where the device is the host, all is done at once."""
-
-    def __init__(self, device: torch.device, current: bool = False) -> None:
-        self._stream: torch.cuda.Stream | None = None
-        if device.type == "cuda":
-            self._stream = (
-                torch.cuda.current_stream(device) if current else torch.cuda.Stream(device)
-            )
-
-    def on(self) -> AbstractContextManager[object]:
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-
-    def mark(self) -> torch.cuda.Event | None:
-        """What has been asked for so far."""
-        return None if self._stream is None else self._stream.record_event()
-
-    def wait(self, mark: torch.cuda.Event | None) -> None:
-        """Do nothing more before what was marked is done."""
-        if self._stream is not None and mark is not None:
-            self._stream.wait_event(mark)
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

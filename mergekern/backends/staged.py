@@ -8,6 +8,7 @@ is too little to be worth the way (samples, open elements) is done on the host: 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
@@ -58,8 +59,14 @@ class StagedBackend:
             refused = int(runtime.cudaHostRegister(address, memory.nbytes, 0))
         if refused:
             log.warning("%s: memory cannot be pinned (CUDA error %d): slower", self.device, refused)
+            self._forget_error()
             return nothing
         return lambda: runtime.cudaHostUnregister(address)
+
+    def _forget_error(self) -> None:
+        """CUDA keeps the error of a call for the next launch, which would fail by it."""
+        with contextlib.suppress(RuntimeError):
+            torch.ones(1, device=self.device)
 
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
         check_tile(tile, op.work, _HOST, deltas=op.rule == "task_vector")
@@ -131,17 +138,24 @@ class StagedBackend:
                 found[row] = _both(found.get(row, Findings()), news)
             kept.add_(counts.sum(0))
 
-        for number, stretch in enumerate(stretches(batch, self._slots[0].nbytes)):
-            slot = self._slots[number % SLOTS]
-            land(slot)
-            mine = windows if windows is None or len(windows) == 1 else windows[stretch.rows]
-            slot.start(op, stretch, mine, marks)
-        for slot in self._slots:
-            land(slot)
+        try:
+            for number, stretch in enumerate(stretches(batch, self._slots[0].nbytes)):
+                slot = self._slots[number % SLOTS]
+                land(slot)
+                mine = windows if windows is None or len(windows) == 1 else windows[stretch.rows]
+                slot.start(op, stretch, mine, marks)
+            for slot in self._slots:
+                land(slot)
+        except BaseException:
+            for slot in self._slots:
+                slot.abandon()
+            raise
         return dict(sorted(found.items())), kept
 
     def _copies(self, tile: Tile) -> Iterator[Tile]:
         """The tile in stretches, on the device; one, where it is empty."""
+        for slot in self._slots:
+            slot.release()  # copies take as much as all of them
         batch = batch_of(FusedOp("task_vector", ()), tile, None)
         every = stretches(batch, SLOTS * self._slots[0].nbytes)
         parts = [

@@ -38,10 +38,26 @@ def test_a_guess_that_fails(monkeypatch: pytest.MonkeyPatch, sigmas: float, ties
     assert max(int(batch.numel.max()) for batch in counted) > CHUNK
 
 
-def test_too_much_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranked, "MOST_OPEN", 0.0)
+@pytest.mark.parametrize("most", [0.0, 1e-3])
+def test_too_much_is_open(monkeypatch: pytest.MonkeyPatch, most: float) -> None:
+    """What is gathered is bounded, wherever the bound lies."""
+    gathered = []
+    real = PLAIN._kernels.gather
+    monkeypatch.setattr(ranked, "MOST_OPEN", most)
+    monkeypatch.setattr(PLAIN._kernels, "gather", lambda *a: (gathered.append(a[1]), real(*a))[1])
     given = [tile(n, [torch.float32] * 3, "near", seed=n) for n in NUMELS]
     assert_same(PLAIN, given, spec_of(2, "index", 0.0), torch.float32, torch.float32)
+    assert len(gathered) == 2  # samples of two sizes, nothing that is open
+
+
+def test_as_many_at_a_time_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at = []
+    real = ranked._guessed
+    monkeypatch.setattr(ranked, "TOGETHER", 3 * CHUNK)
+    monkeypatch.setattr(ranked, "_guessed", lambda *a: (looked_at.append(a[2]), real(*a))[1])
+    given = [tile(CHUNK + 1 + n, [torch.bfloat16] * 3, "near", seed=n) for n in range(5)]
+    assert_same(PLAIN, given, spec_of(2, "index", 0.0), torch.float32, torch.bfloat16)
+    assert [len(batch) for batch in looked_at] == [3, 2]
 
 
 def test_findings() -> None:
