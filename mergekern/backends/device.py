@@ -69,7 +69,7 @@ class DeviceBackend:
         check_inputs(tile, self.device)
         check_open(tile, open_)
         byte = open_.nonzero()[:, 0]  # most are 0: only the others become eight places each
-        if byte.numel() > most:
+        if byte.numel() - 1 > most:  # bits of the last one may lie behind the end
             return None
         bit = torch.arange(8, dtype=torch.uint8, device=self.device)
         is_set = (open_[byte, None] >> bit) & 1 == 1

@@ -82,7 +82,7 @@ def test_what_was_found_is_kept_for_others() -> None:
             return super().fuse_batch(op, batch)
 
     for ties in ("index", "index", "keep"):
-        fuse_batch(Watched(1), op, batch_of(given, spec_of(2, ties, 0.0), outs), known)
+        fuse_batch(Watched(1), op, batch_of(given, spec_of(2, ties, 0.0), outs), known, "these")
     assert calls == [True, False, True]
 
 

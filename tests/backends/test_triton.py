@@ -259,8 +259,8 @@ def test_compact() -> None:
     t = tile(1001, [torch.bfloat16, torch.float32], "near")
     marks = torch.arange(126).to(torch.uint8)
     marks[-1] = 1
-    want_index, want = REFERENCE.compact(t, marks)
-    index, got = backend_for(1001).compact(on_device(t), marks.to(DEVICE))
+    want_index, want = REFERENCE.compact(t, marks, t.numel)
+    index, got = backend_for(1001).compact(on_device(t), marks.to(DEVICE), t.numel)
     assert torch.equal(index.cpu(), want_index)
     assert same_bits(got.base.cpu(), want.base)
     assert same_bits(got.experts[0].cpu(), want.experts[0])
@@ -274,7 +274,7 @@ def test_large_tensors_by_rank(ties: str, dtype: torch.dtype) -> None:
 
 
 def test_columns_are_those_of_the_table() -> None:
-    from mergekern.backends.device import COLUMNS
+    from mergekern.backends.launch import COLUMNS
     from mergekern.kernels import tables
 
     places = {
