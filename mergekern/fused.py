@@ -147,3 +147,8 @@ class Findings:
 
     non_finite: tuple[int, ...] = ()  # inputs holding NaN or Inf: -1 the base, else place in tile
     overflow: bool = False  # a finite result that the output dtype cannot hold
+
+    def __or__(self, other: Findings) -> Findings:
+        """What two passes over parts of a tensor found."""
+        holders = sorted({*self.non_finite, *other.non_finite})
+        return Findings(tuple(holders), self.overflow or other.overflow)

@@ -25,11 +25,7 @@ class Merging:
 
     def note(self, name: str, found: Findings) -> None:
         """Add what a pass over a part of a tensor found."""
-        before = self.found.get(name)
-        if before is not None:
-            holders = sorted({*before.non_finite, *found.non_finite})
-            found = Findings(tuple(holders), before.overflow or found.overflow)
-        self.found[name] = found
+        self.found[name] = self.found.get(name, Findings()) | found
 
 
 class OnePass:

@@ -92,7 +92,7 @@ def _guessed(
     marks = torch.empty(int(nbytes.sum()), dtype=torch.uint8, device=on.device)
     marked = marks.data_ptr() + np.cumsum(nbytes) - nbytes
     first = on.start(op, batch, guess, marked)
-    open_ = _Open(on, op, batch, first, _places(marks, nbytes, numel))
+    open_ = _Open(on, op, batch, first, _places(marks, nbytes))
     sure, reached = first.kept.unbind(-1)
     off = ranks - reached  # so many are left out by the given cuts that belong in
     among = open_.count(guess[:, :, 0], guess[:, :, 2])
@@ -114,9 +114,7 @@ def _guessed(
     return exact, found
 
 
-def _places(
-    marks: torch.Tensor, nbytes: np.ndarray, numel: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _places(marks: torch.Tensor, nbytes: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """int64 [m], [n + 1]: the places of marked elements in their tiles, and where those of each
     tile begin; none, where they are too many."""
     device = marks.device

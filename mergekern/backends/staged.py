@@ -90,10 +90,8 @@ class StagedBackend:
         return self._host.compact(tile, open_, most)
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
-        if batch.ranks is not None:
-            return self._host.fuse_batch(
-                op, batch
-            )  # small tensors, whose windows are not known yet
+        if batch.ranks is not None:  # small tensors, whose windows are not known yet
+            return self._host.fuse_batch(op, batch)
         check_batch(op, batch)
         windows = windows_of(op) if batch.windows is None else batch.windows[:, :, None]
         found, _ = self._run(op, batch, windows)
@@ -135,7 +133,7 @@ class StagedBackend:
             rows, flags, counts = seen
             for place, news in findings(flags).items():
                 row = int(rows[place])
-                found[row] = _both(found.get(row, Findings()), news)
+                found[row] = found.get(row, Findings()) | news
             kept.add_(counts.sum(0))
 
         try:
@@ -170,8 +168,3 @@ class StagedBackend:
             base = None if part.base is None else part.base.to(self.device)
             experts = tuple(x.to(self.device) for x in part.experts)
             yield Tile(tile.tensor, tile.offset + start, base, experts)
-
-
-def _both(a: Findings, b: Findings) -> Findings:
-    holders = sorted({*a.non_finite, *b.non_finite})
-    return Findings(tuple(holders), a.overflow or b.overflow)
