@@ -24,7 +24,7 @@ from mergekern.onepass import Merging, OnePass
 from mergekern.plan import Plan, Step
 from mergekern.small import merge_small
 from mergekern.sources import Resident
-from mergekern.statistics import fused_op, sum_scales
+from mergekern.statistics import Numbers, fused_op, numbers_of
 from mergekern.tiles import TILE_ALIGN, cut
 from mergekern.trimming import Windows, exact_windows
 
@@ -187,17 +187,16 @@ class _Batch:
     def _make_ops(self, place: int) -> list[FusedOp]:
         name = self._steps[place].name
         windows = self._windows.get(name)
-        scales: dict[Hashable, tuple[float, ...] | None] = {}
+        known: dict[Hashable, Numbers] = {}
         ops = []
         for merge in self._merges:
             step = merge.steps[name]
-            spec = step.spec
-            assert spec is not None, f"{name}: not a merge step"
-            drop = (spec.keep, spec.seed) if spec.whole_tensor_sums else None
-            if drop is not None and drop not in scales:
+            assert step.spec is not None, f"{name}: not a merge step"
+            asks = step.spec.asks
+            if asks not in known:
                 tensor = Resident([(step, self._tiles[place])])
-                scales[drop] = sum_scales(self._backend, tensor, windows)
-            ops.append(fused_op(step, windows, scales.get(drop)))
+                known[asks] = numbers_of(self._backend, tensor, windows)
+            ops.append(fused_op(step, windows, known[asks]))
         return ops
 
 

@@ -15,14 +15,14 @@ from mergekern.onepass import Merging, OnePass
 from mergekern.plan import Step
 from mergekern.sampling import Sample, draw
 from mergekern.sources import Resident
-from mergekern.statistics import fused_op, sum_scales
+from mergekern.statistics import Numbers, fused_op, numbers_of
 from mergekern.table import Target
 from mergekern.tiles import Tensors
 from mergekern.trimming import Windows, exact_windows
 
 
 class Shared:
-    """Samples, and the windows and scales of what is being merged, by what was read for them.
+    """Samples, and the windows and numbers of what is being merged, by what was read for them.
 
     open_bytes: what open elements of guesses may take in memory
     batches:    windows that batches.fuse_batch() found
@@ -33,12 +33,12 @@ class Shared:
         self._open_bytes = open_bytes
         self._samples: dict[Hashable, Sample] = {}
         self._windows: dict[Hashable, Windows] = {}
-        self._scales: dict[Hashable, tuple[float, ...] | None] = {}
+        self._numbers: dict[Hashable, Numbers] = {}
         self.batches: dict[Hashable, np.ndarray] = {}
 
     def forget(self) -> None:
         """Other tensors come now."""
-        self._samples, self._windows, self._scales, self.batches = {}, {}, {}, {}
+        self._samples, self._windows, self._numbers, self.batches = {}, {}, {}, {}
 
     def draw(
         self, target: Target, tensors: Tensors, work: torch.dtype, experts: Iterable[int]
@@ -97,10 +97,10 @@ class Shared:
             windows = self.windows(target, rows, tensors)
         mine = windows[step.name]
         assert step.spec is not None, f"{step.name}: not a merge step"
-        key = (_read(target, rows), mine, step.spec.keep, step.spec.seed, step.spec.rescale)
-        if key not in self._scales:
-            self._scales[key] = sum_scales(self._backend, tensors, mine)
-        return fused_op(step, mine, self._scales[key])
+        key = (_read(target, rows), mine, step.spec.asks)
+        if key not in self._numbers:
+            self._numbers[key] = numbers_of(self._backend, tensors, mine)
+        return fused_op(step, mine, self._numbers[key])
 
     def _room(self, steps: Sequence[Step]) -> int:
         """How many open elements there may be."""

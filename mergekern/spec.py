@@ -60,12 +60,12 @@ class Spec:
     @cached_property
     def whole_tensor(self) -> bool:
         """True when numbers of the whole tensor are needed before its first element is merged."""
-        return self.whole_tensor_sums or (self.trims and self.scope == "tensor")
+        return self.asks is not None or (self.trims and self.scope == "tensor")
 
     @cached_property
     def ranked(self) -> bool:
         """True when nothing but its own thresholds has to be known of a tensor."""
-        return self.trims and self.scope == "tensor" and not self.whole_tensor_sums
+        return self.trims and self.scope == "tensor" and self.asks is None
 
     @cached_property
     def one_pass(self) -> bool:
@@ -76,9 +76,12 @@ class Spec:
         """
         drops = any(keep < 1 for keep in self.keep)
         kept_whole = self.ties == "keep" and any(self.gamma)
-        return self.trims and not (drops or kept_whole or self.whole_tensor_sums)
+        return self.trims and not (drops or kept_whole) and self.asks is None
 
     @cached_property
-    def whole_tensor_sums(self) -> bool:
-        """True when the l1 rescale has something to rescale."""
-        return self.rescale == "l1" and (self.trims or any(keep < 1 for keep in self.keep))
+    def asks(self) -> Hashable:
+        """All that statistics.numbers_of() depends on besides the tensor and its windows; None
+        where a tensor's thresholds are all that is needed of it."""
+        if self.rescale == "l1" and (self.trims or any(keep < 1 for keep in self.keep)):
+            return ("l1", self.keep, self.seed)
+        return None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+import torch
 
 from mergekern.backends import Backend
 from mergekern.fused import KEEP_ALL, Combine, ExpertScalars, FusedOp, Window, name_hash
@@ -13,16 +16,27 @@ from mergekern.tiles import Tensors
 NO_SCALE_BELOW = 1e-7  # mergekit's guard of the l1 rescale: sums below it leave the delta as it is
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """What was found out about one tensor besides its windows; None where it has no part.
+
+    scales: what each expert's kept delta is multiplied by
+    """
+
+    scales: tuple[float, ...] | None = None
+
+
+NOTHING = Numbers()
+
+
 def fused_op(
-    step: Step,
-    windows: tuple[Window, ...] | None = None,
-    scales: tuple[float, ...] | None = None,
+    step: Step, windows: tuple[Window, ...] | None = None, numbers: Numbers = NOTHING
 ) -> FusedOp:
-    """The op of a step, given its windows if it trims, and its scales if they come from sums."""
+    """The op of a step, given its windows if it trims, and its numbers if its spec asks for any."""
     spec = step.spec
     assert spec is not None, f"{step.name}: not a merge step"
     windows = windows or (Window(),) * len(step.experts)
-    scales = scales or _plain_scales(spec)
+    scales = numbers.scales or _plain_scales(spec)
     experts = []
     for place, index in enumerate(step.expert_index):
         coef = spec.weight[place] * scales[place]
@@ -57,21 +71,33 @@ def _plain_scales(spec: Spec) -> tuple[float, ...]:
     return (1.0,) * len(spec.weight)
 
 
-def sum_scales(
-    backend: Backend, tensors: Tensors, windows: tuple[Window, ...] | None
-) -> tuple[float, ...] | None:
-    """What the l1 rescale multiplies each expert's kept deltas by; None where it has no part."""
+def numbers_of(
+    backend: Backend, tensors: Tensors, windows: tuple[Window, ...] | None = None
+) -> Numbers:
+    """What the spec of one tensor asks of it besides thresholds; see Spec.asks."""
     (step,) = tensors.steps
-    if step.spec is None or not step.spec.whole_tensor_sums:
-        return None
-    ones = (1.0,) * len(step.experts)
-    op = fused_op(step, windows, ones)
+    if step.spec is None or step.spec.asks is None:
+        return NOTHING
+    return Numbers(scales=_l1_scales(backend, tensors, windows))
+
+
+def _l1_scales(
+    backend: Backend, tensors: Tensors, windows: tuple[Window, ...] | None
+) -> tuple[float, ...]:
+    """What the l1 rescale multiplies each expert's kept deltas by."""
+    (step,) = tensors.steps
+    op = fused_op(step, windows, Numbers(scales=(1.0,) * len(step.experts)))
     total = np.zeros((1, len(step.experts), 2))
     for _, tile in tensors.tiles():
-        sums = backend.masked_sums(op, tile).numpy()
-        # accumulate adds in order, one block after the other, however the tiles fall
-        total = np.add.accumulate(np.concatenate([total, sums]))[-1:]
+        total = in_order(total, backend.masked_sums(op, tile))
     return tuple(_ratio(float(before), float(after)) for before, after in total[0])
+
+
+def in_order(total: np.ndarray, blocks: torch.Tensor) -> np.ndarray:
+    """The total so far and a tile's sums per block, added one block after the other: they come to
+    the same however the tiles fall."""
+    found: np.ndarray = np.add.accumulate(np.concatenate([total, blocks.numpy()]))[-1:]
+    return found
 
 
 def _ratio(before: float, after: float) -> float:

@@ -21,7 +21,7 @@ from mergekern.keys import Key
 from mergekern.plan import Input, Step
 from mergekern.sources import Resident
 from mergekern.spec import Spec
-from mergekern.statistics import fused_op, sum_scales
+from mergekern.statistics import fused_op, numbers_of
 from mergekern.tiles import TILE_ALIGN, cut
 from mergekern.trimming import (
     counted_windows,
@@ -39,7 +39,7 @@ def resolve(backend, tensors):
     """The op of one tensor, with all that is to be known of it."""
     (step,) = tensors.steps
     windows = exact_windows(backend, tensors)[step.name]
-    return fused_op(step, windows, sum_scales(backend, tensors, windows))
+    return fused_op(step, windows, numbers_of(backend, tensors, windows))
 
 
 class Tiled:
