@@ -46,8 +46,6 @@ class Fitting:
         self.base = None if recipe.base is None else place[id(recipe.base)]
         self.donor = self.base or 0
         self.expert_of = {place[id(source)]: k for k, source in enumerate(recipe.experts)}
-        self._by_places: dict[tuple[int, ...], Spec] = {}
-        self._specs: dict[Spec, Spec] = {AS_IS: AS_IS}
         self._check_option()
         self._check_architectures(checkpoints)
 
@@ -173,6 +171,7 @@ class Fitting:
             )
         self._check_mergeable(name, fit)
         experts = [model for model in fit if alone or not (self.deltas and model == self.base)]
+        names = [fit[model].name for model in experts]
         places = (0,) if alone else tuple(self.expert_of[model] for model in experts)
         return Step(
             name=name,
@@ -180,19 +179,17 @@ class Fitting:
             dtype=dtype,
             shape=info.shape,
             base=Input(like, info.name) if self.deltas and not alone else None,
-            experts=tuple(Input(model, fit[model].name) for model in experts),
+            experts=tuple(map(Input, experts, names)),
             expert_index=places,
             work=work_dtype([info.dtype for info in fit.values()]),
-            spec=AS_IS if alone else self._spec(name, places),
+            spec=AS_IS if alone else self._spec(name, names, places),
             note=f"{self.labels[like]} alone: {why}" if alone else why or self._lent(name, fit),
         )
 
-    def _spec(self, name: str, places: tuple[int, ...]) -> Spec:
+    def _spec(self, name: str, names: Sequence[str], places: tuple[int, ...]) -> Spec:
         """The spec of the experts at these places; one object for all tensors with an equal one."""
-        if places not in self._by_places:
-            spec = self.recipe.spec(name, places)
-            self._by_places[places] = self._specs.setdefault(spec, spec)
-        return self._by_places[places]
+        spec = self.recipe.spec(0, name, names, places, 0.0)
+        return AS_IS if spec == AS_IS else spec
 
     def _lent(self, name: str, fit: Held) -> str:
         """Which models give a tensor of another name, to which theirs of this name is tied."""

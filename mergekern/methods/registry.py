@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,15 +62,9 @@ class Method:
         hint = nearest(name, self.presets)
         raise RecipeError(f"{self.name} has no preset {name!r}{hint} (presets: {having})")
 
-    def spec(self, parameters: Mapping[str, Any], experts: Sequence[int]) -> Spec:
-        """The spec of one tensor, in which these experts (places in the recipe) take part."""
-        arguments = {}
-        for parameter in self.parameters:
-            value = parameters[parameter.name]
-            if parameter.per_model:
-                value = tuple(value[expert] for expert in experts)
-            arguments[parameter.keyword] = value
-        return self.function(**arguments)
+    def spec(self, parameters: Mapping[str, Any]) -> Spec:
+        """The spec of one tensor; per-model parameters hold a value for each expert in it."""
+        return self.function(**{p.keyword: parameters[p.name] for p in self.parameters})
 
 
 _METHODS: dict[str, Method] = {}

@@ -14,13 +14,18 @@ from mergekern.dtypes import dtype_name
 from mergekern.errors import RecipeError
 from mergekern.methods import all_methods, get_method
 from mergekern.recipe.grid import expand
-from mergekern.recipe.resolve import Recipe, resolve
+from mergekern.recipe.recipe import Entry, Part, Recipe
+from mergekern.recipe.resolve import resolve
 from mergekern.recipe.schema import ModelEntry, RecipeFile, parse_recipe
+from mergekern.recipe.setting import Setting
 from mergekern.recipe.source import Source, parse_source
 
 __all__ = [
+    "Entry",
+    "Part",
     "Recipe",
     "RecipeFile",
+    "Setting",
     "Source",
     "expand",
     "has_grid",

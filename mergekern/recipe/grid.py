@@ -16,7 +16,8 @@ from typing import Any
 
 from mergekern.errors import RecipeError
 from mergekern.methods import Method, Parameter, get_method
-from mergekern.recipe.resolve import Recipe, resolve
+from mergekern.recipe.recipe import Recipe
+from mergekern.recipe.resolve import resolve
 from mergekern.recipe.schema import RecipeFile
 
 Axes = dict[str, tuple[Any, ...]]  # parameter -> its values, as written

@@ -8,78 +8,15 @@ method's default.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from mergekern.dtypes import dtype_name, parse_dtype
+from mergekern.dtypes import parse_dtype
 from mergekern.errors import RecipeError
-from mergekern.methods import Method, Parameter, get_method
+from mergekern.methods import Method, get_method
+from mergekern.recipe.recipe import Entry, Level, Part, Recipe
 from mergekern.recipe.schema import ModelEntry, RecipeFile
+from mergekern.recipe.setting import Setting, parse_setting
 from mergekern.recipe.source import Source
-from mergekern.spec import Spec
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A recipe with nothing left open.
-
-    experts:    the models that are merged, in order
-    base:       the model that gives config, names and shapes, and deltas where the method takes
-                them; for methods without a base it is one of the experts, or None
-    parameters: by name; per-model ones are tuples, one value per expert
-    notes:      what was accepted and has no effect
-    """
-
-    method: Method
-    experts: tuple[Source, ...]
-    base: Source | None
-    parameters: Mapping[str, Any]
-    dtype: torch.dtype | None = None
-    out_dtype: torch.dtype | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        """Every model that is read: the base, unless it is one of the experts, and the experts."""
-        if self.base is None or any(expert is self.base for expert in self.experts):
-            return self.experts
-        return (self.base, *self.experts)
-
-    @property
-    def seed(self) -> int:
-        return int(self.parameters.get("seed", 0))
-
-    def spec(self, tensor: str, experts: Sequence[int]) -> Spec:
-        """The spec of one output tensor, in which these experts take part."""
-        try:
-            return self.method.spec(self.parameters, experts)
-        except RecipeError as error:
-            raise RecipeError(f"{tensor}: {error}") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        """The recipe in the format of recipe files, every parameter written out."""
-        per_model = [p.name for p in self.method.parameters if p.per_model]
-        content: dict[str, Any] = {
-            "merge_method": self.method.name,
-            "models": [
-                {
-                    "model": source.label,
-                    "parameters": {name: self.parameters[name][place] for name in per_model},
-                }
-                for place, source in enumerate(self.experts)
-            ],
-        }
-        if self.base is not None:
-            content["base_model"] = self.base.label
-        shared = {k: v for k, v in self.parameters.items() if k not in per_model}
-        if shared:
-            content["parameters"] = shared
-        for key, dtype in (("dtype", self.dtype), ("out_dtype", self.out_dtype)):
-            if dtype is not None:
-                content[key] = dtype_name(dtype)
-        return content
 
 
 def resolve(
@@ -101,21 +38,56 @@ def resolve(
         elif seed:
             notes.append(f"seed has no effect: {method.name} draws no random numbers")
     entries, base = _inputs(method, file, top | given, notes)
+    models = tuple(entry.model for entry in entries)
     each = [_of_model(method, entry) for entry in entries]
     preset = {} if file.preset is None else method.preset(file.preset)
     for name, why in method.inert.items():
         if any(level.get(name) for level in (given, top, *each)):
             notes.append(f"{name} has no effect: {why}")
-    levels = _Levels(given, each, top, preset, tuple(entry.model.label for entry in entries))
-    return Recipe(
-        method,
-        tuple(entry.model for entry in entries),
-        base,
-        _settle(method, levels),
-        None if file.dtype is None else parse_dtype(file.dtype),
-        None if file.out_dtype is None else parse_dtype(file.out_dtype),
-        tuple(notes),
+    experts = tuple(
+        Entry(model, None, _level(method, own, f"model {model.label}: "))
+        for model, own in zip(models, each, strict=True)
     )
+    recipe = Recipe(
+        method=method,
+        parts=(Part(entries=experts, experts=experts, base=base),),
+        experts=models,
+        base=base,
+        given=_given(method, given, models),
+        settings=_level(method, top, ""),
+        preset=_level(method, preset, ""),
+        dtype=None if file.dtype is None else parse_dtype(file.dtype),
+        out_dtype=None if file.out_dtype is None else parse_dtype(file.out_dtype),
+        notes=tuple(notes),
+    )
+    recipe.check()
+    return recipe
+
+
+def _level(method: Method, values: Mapping[str, Any], where: str) -> Level:
+    """Values written at one place of a recipe as settings."""
+    found = {name: parse_setting(method.parameter(name), v, where) for name, v in values.items()}
+    return {name: setting for name, setting in found.items() if setting.cases}
+
+
+def _given(
+    method: Method, values: Mapping[str, Any], models: Sequence[Source]
+) -> dict[str, Setting | tuple[Setting, ...]]:
+    """A call's arguments: a list of plain values is one for each model."""
+    found: dict[str, Setting | tuple[Setting, ...]] = {}
+    for name, value in values.items():
+        parameter = method.parameter(name)
+        if not parameter.per_model or not isinstance(value, (list, tuple)):
+            found[name] = parse_setting(parameter, value, "")
+            continue
+        if len(value) != len(models):
+            labels = ", ".join(model.label for model in models)
+            raise RecipeError(f"{name} has {len(value)} values for {len(models)} models ({labels})")
+        found[name] = tuple(
+            parse_setting(parameter, one, f"model {model.label}: ")
+            for one, model in zip(value, models, strict=True)
+        )
+    return found
 
 
 def _named(method: Method, values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -186,51 +158,3 @@ def _with_base(
             "or drop base_model"
         )
     return [*entries, ModelEntry(model=base)], base
-
-
-@dataclass(frozen=True)
-class _Levels:
-    """Where values are looked for; `each` is one mapping per expert, in order."""
-
-    given: Mapping[str, Any]
-    each: Sequence[Mapping[str, Any]]
-    top: Mapping[str, Any]
-    preset: Mapping[str, Any]
-    labels: tuple[str, ...]
-
-    def shared(self, parameter: Parameter) -> Any:
-        for level in (self.given, self.top, self.preset):
-            if parameter.name in level:
-                return parameter.parse(level[parameter.name])
-        return parameter.default
-
-    def per_model(self, parameter: Parameter) -> tuple[Any, ...]:
-        name, count = parameter.name, len(self.labels)
-        given = self.given.get(name)
-        if isinstance(given, (list, tuple)) and len(given) != count:
-            raise RecipeError(
-                f"{name} has {len(given)} values for {count} models ({', '.join(self.labels)})"
-            )
-        values = []
-        for place, label in enumerate(self.labels):
-            levels = (self.each[place], self.top, self.preset, {name: parameter.default})
-            value = next(level[name] for level in levels if name in level)
-            if given is not None:
-                value = given[place] if isinstance(given, (list, tuple)) else given
-            values.append(parameter.parse(value, f"model {label}: "))
-        return tuple(values)
-
-
-def _settle(method: Method, levels: _Levels) -> dict[str, Any]:
-    values = {
-        parameter.name: levels.per_model(parameter)
-        if parameter.per_model
-        else levels.shared(parameter)
-        for parameter in method.parameters
-    }
-    # A None is left to the method; its spec says what it chose.
-    spec = method.spec(values, range(len(levels.labels)))
-    for parameter in method.parameters:
-        if values[parameter.name] is None:
-            values[parameter.name] = getattr(spec, parameter.keyword)
-    return values

@@ -22,11 +22,15 @@ class Source:
     where:    a path or hub id, or the model's tensors when in memory
     label:    how messages, plan and card name it
     revision: of a hub id
+    lora:     an adapter that is added to it
+    architecture: the class that its config.json shall name, in place of its own
     """
 
     where: Any
     label: str
     revision: str | None = None
+    lora: Source | None = None
+    architecture: str | None = None
 
     @property
     def in_memory(self) -> bool:
@@ -35,11 +39,15 @@ class Source:
     @property
     def key(self) -> Hashable:
         """Equal for two references to the same model."""
+        lora = None if self.lora is None else self.lora.key
+        return (self._place, self.revision, lora, self.architecture)
+
+    @property
+    def _place(self) -> Hashable:
         if self.in_memory:
             return id(self.where)
         path = os.path.expanduser(self.where)
-        local = os.path.exists(path)
-        return (os.path.realpath(path) if local else self.where.rstrip("/"), self.revision)
+        return os.path.realpath(path) if os.path.exists(path) else self.where.rstrip("/")
 
 
 def parse_source(value: Any, label: str) -> Source:

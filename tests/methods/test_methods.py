@@ -6,8 +6,7 @@ import pytest
 
 from mergekern.errors import RecipeError
 from mergekern.methods import all_methods, get_method
-from mergekern.recipe import read
-from mergekern.recipe.resolve import Recipe
+from mergekern.recipe import Recipe, read
 
 TWO = {"models": ["org/a", "org/b"], "base": "org/base"}
 
@@ -18,7 +17,7 @@ def recipe(method: str, preset: str | None = None, **parameters: object) -> Reci
 
 
 def spec(method: str, preset: str | None = None, **parameters: object):
-    return recipe(method, preset, **parameters).spec("t", (0, 1))
+    return recipe(method, preset, **parameters).spec(0, "t", "tt", (0, 1), 1.0)
 
 
 def test_the_table_has_what_recipes_name() -> None:
@@ -69,7 +68,7 @@ def test_linear_is_a_normalized_combination() -> None:
 
 
 def test_a_spec_holds_the_experts_that_take_part() -> None:
-    made = recipe("ties", weight=[1, 2], density=[0.1, 0.2]).spec("t", (1,))
+    made = recipe("ties", weight=[1, 2], density=[0.1, 0.2]).spec(0, "t", "t", (1,), 1.0)
     assert (made.weight, made.density) == ((2.0,), (0.2,))
 
 
@@ -136,7 +135,7 @@ def test_elected_weights_may_cancel() -> None:
 @pytest.mark.parametrize(
     ("method", "parameters", "message"),
     [
-        ("ties", {"density": 0}, r"model org/a: density is 0; want a number in \(0, 1\]"),
+        ("ties", {"density": 0}, r"^density is 0; want a number in \(0, 1\]"),
         ("ties", {"density": [0.5, 1.5]}, r"model org/b: density is 1.5; want a number in"),
         ("breadcrumbs", {"gamma": 1}, r"gamma is 1; want a number in \[0, 1\)"),
         ("ties", {"lambda": "inf"}, "lambda is 'inf'; want a finite number"),
