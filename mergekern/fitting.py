@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from mergekern.checkpoint import check_mergeable_config
-from mergekern.checkpoint.base import Checkpoint, TensorInfo
+from mergekern.checkpoint.base import Checkpoint
 from mergekern.dtypes import DISCRETE, MERGEABLE, dtype_name, work_dtype
 from mergekern.errors import MismatchError, RecipeError
 from mergekern.methods import nearest
+from mergekern.outputs import Held, Output, members_of
 from mergekern.plan import Input, Step
 from mergekern.recipe import Recipe
 from mergekern.spec import Spec
 from mergekern.tied import VOCABULARY
 
 Mismatch = Literal["error", "base", "skip-model"]
-Held = Mapping[int, TensorInfo]  # by model; a tied tensor may be stored under another name
 Gone = list[tuple[int, str, str]]  # model, stored name, reason
 
 # Config fields that give tensors of the same shapes another meaning; and those that a fine-tune may
@@ -46,6 +46,7 @@ class Fitting:
         self.base = None if recipe.base is None else place[id(recipe.base)]
         self.donor = self.base or 0
         self.expert_of = {place[id(source)]: k for k, source in enumerate(recipe.experts)}
+        self._members = members_of(recipe)
         self._check_option()
         self._check_architectures(checkpoints)
 
@@ -89,21 +90,22 @@ class Fitting:
             if checkpoint.config[field] != donor[field]
         )
 
-    def decide(self, name: str, held: Held) -> tuple[Step | None, Gone]:
+    def decide(self, output: Output) -> tuple[Step | None, Gone]:
         """The step of one output tensor, None when it is left out, and what it leaves out."""
-        baseless = self.base is not None and self.base not in held
-        if baseless and (self.deltas or self.mismatch == "base"):
-            return None, self._orphan(held)
-        like = self.donor if self.donor in held else min(held)
+        name, held, members = output.name, output.held, self._members[output.part]
+        base = members.base
+        if base is not None and base not in held and (self.deltas or self.mismatch == "base"):
+            return None, self._orphan(held, base)
+        like = next(m for m in (base, self.donor, min(held)) if m is not None and m in held)
         misfits = {
             model: fault
-            for model in range(len(self.labels))
+            for model in members.models
             if (fault := self._fault(name, held, model, like))
         }
         if not misfits:
-            return self._step(name, held, like, ""), []
+            return self._step(output, held, like, ""), []
         if self.mismatch == "error":
-            raise MismatchError(self._complaint(name, held, misfits))
+            raise MismatchError(self._complaint(name, held, misfits, base))
         fit = {model: held[model] for model in held if model not in misfits}
         why = "; ".join(f"{self.labels[model]} {fault}" for model, fault in misfits.items())
         if self.mismatch == "base":
@@ -113,12 +115,11 @@ class Fitting:
             for model, info in held.items()
             if model not in fit
         ]
-        return self._step(name, fit, like, why), gone
+        return self._step(output, fit, like, why), gone
 
-    def _orphan(self, held: Held) -> Gone:
+    def _orphan(self, held: Held, place: int) -> Gone:
         """A tensor that the base lacks, in a merge that needs it there."""
-        assert self.base is not None
-        base = self.labels[self.base]
+        base = self.labels[place]
         if self.mismatch == "error":
             model, info = next(iter(held.items()))
             raise MismatchError(
@@ -141,19 +142,21 @@ class Fitting:
             return f"has dtype {dtype_name(info.dtype)}, {other} has {dtype_name(want.dtype)}"
         return ""
 
-    def _complaint(self, name: str, held: Held, misfits: Mapping[int, str]) -> str:
+    def _complaint(
+        self, name: str, held: Held, misfits: Mapping[int, str], base: int | None
+    ) -> str:
         model, fault = next(iter(misfits.items()))
         if model not in held:
             have, info = next(iter(held.items()))
             fault += f", {self.labels[have]} has it with shape {list(info.shape)}"
         options = "--mismatch skip-model merges the models that fit"
-        if self.base is not None:
+        if base is not None:
             options = f"--mismatch base takes the base's tensor, {options}"
         return f"tensor {name}: model {self.labels[model]} {fault}; {options}"
 
-    def _step(self, name: str, fit: Held, like: int, why: str) -> Step:
+    def _step(self, output: Output, fit: Held, like: int, why: str) -> Step:
         """The step over the models that fit; a base that stands alone is taken as it is."""
-        info = fit[like]
+        name, info, members = output.name, fit[like], self._members[output.part]
         alone = len(fit) == 1 and (self.deltas or self.mismatch == "base")
         dtype = self.recipe.out_dtype or self.recipe.dtype or info.dtype
         keep = dtype == info.dtype or info.dtype not in MERGEABLE
@@ -170,7 +173,7 @@ class Fitting:
                 note=note,
             )
         self._check_mergeable(name, fit)
-        experts = [model for model in fit if alone or not (self.deltas and model == self.base)]
+        experts = [model for model in fit if alone or model in members.experts]
         names = [fit[model].name for model in experts]
         places = (0,) if alone else tuple(self.expert_of[model] for model in experts)
         return Step(
@@ -182,13 +185,14 @@ class Fitting:
             experts=tuple(map(Input, experts, names)),
             expert_index=places,
             work=work_dtype([info.dtype for info in fit.values()]),
-            spec=AS_IS if alone else self._spec(name, names, places),
+            spec=AS_IS if alone else self._spec(output, experts, names),
             note=f"{self.labels[like]} alone: {why}" if alone else why or self._lent(name, fit),
         )
 
-    def _spec(self, name: str, names: Sequence[str], places: tuple[int, ...]) -> Spec:
-        """The spec of the experts at these places; one object for all tensors with an equal one."""
-        spec = self.recipe.spec(0, name, names, places, 0.0)
+    def _spec(self, output: Output, experts: Sequence[int], names: Sequence[str]) -> Spec:
+        """The spec of these models' experts; one object for all tensors with an equal one."""
+        places = [self._members[output.part].experts[model] for model in experts]
+        spec = self.recipe.spec(output.part, output.name, names, places, output.position)
         return AS_IS if spec == AS_IS else spec
 
     def _lent(self, name: str, fit: Held) -> str:

@@ -77,7 +77,8 @@ class Job:
         content = lock(self.recipe, self.plan, self.checkpoints, self.mismatch)
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / LOCK).write_text(text, encoding="utf-8")
-        write_side_files(self.checkpoints[self.plan.donor], folder, self.plan.out_dtype)
+        donor = self.checkpoints[self.plan.donor]
+        write_side_files(donor, folder, self.plan.out_dtype, self.plan.config)
 
     def report(self, summary: engine.RunSummary) -> MergeReport:
         """What was done, once the folder is finished."""

@@ -61,6 +61,11 @@ class Layers:
     stacks: tuple[Stack, ...]
 
     @cached_property
+    def text(self) -> tuple[Stack, ...]:
+        """Without those of vision and sound."""
+        return tuple(stack for stack in self.stacks if not _SIGHT.search(stack.prefix))
+
+    @cached_property
     def _by_prefix(self) -> dict[str, Stack]:
         return {stack.prefix: stack for stack in self.stacks}
 
@@ -188,3 +193,27 @@ def _within(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
         inner = config.get(key)
         config = inner if isinstance(inner, Mapping) else {}
     return config
+
+
+# What recipes call the modules of models with several, and how their tensors' names begin.
+_MODULES = {
+    "text_decoder": ("language_model", "text_model", "layers", "embed_tokens", "norm", "lm_head"),
+    "vision_tower": ("vision_tower", "vision_model", "visual"),
+    "vision_model": ("vision_model", "vision_tower", "visual"),
+    "multi_modal_projector": ("multi_modal_projector", "mm_projector", "connector"),
+    "decoder": ("decoder", "lm_head"),
+}
+
+
+def in_module(name: str, modules: Sequence[str]) -> str:
+    """Which of the modules a tensor belongs to, by the first part of its name that says so."""
+    parts = name.split(".")
+    first, found = len(parts), "default" if "default" in modules else ""
+    for module in modules:
+        for begin in (module, *_MODULES.get(module, ())):
+            inner = begin.split(".")
+            for at in range(min(first, len(parts) - len(inner) + 1)):
+                if parts[at : at + len(inner)] == inner:
+                    first, found = at, module
+                    break
+    return found

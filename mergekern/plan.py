@@ -97,6 +97,7 @@ class Plan:
     fingerprints:  per model, file name -> sha256 of its header
     steps:         one per output tensor, in output order
     shards:        where every output tensor will lie
+    config:        of the output, but for its dtype; None where it is the donor's
     out_dtype:     the dtype to write into config.json, None to leave the donor's
     aliases:       output name -> the output name whose storage it shares (in memory only)
     dropped:       the input tensors that no step reads
@@ -116,6 +117,7 @@ class Plan:
     shards: tuple[Shard, ...]
     out_dtype: torch.dtype | None
     aliases: Mapping[str, str]
+    config: Mapping[str, Any] | None
     dropped: tuple[Dropped, ...]
     input_bytes: int
     notes: tuple[str, ...] = ()
@@ -169,6 +171,7 @@ class Plan:
             "shards": [_shard_dict(shard) for shard in self.shards],
             "out_dtype": None if self.out_dtype is None else dtype_name(self.out_dtype),
             "aliases": dict(self.aliases),
+            "config": self.config,
             "dropped": list(self.dropped),
         }
 

@@ -6,7 +6,7 @@ tensor, what was found and the option that decides, unless that option has been 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +16,7 @@ from mergekern.checkpoint.layout import lay_out
 from mergekern.collector import collector_paused
 from mergekern.errors import MismatchError
 from mergekern.fitting import Fitting, Gone, Mismatch
+from mergekern.outputs import Outputs
 from mergekern.plan import Dropped, Input, Plan, Step
 from mergekern.recipe import Recipe
 from mergekern.tied import Names, match_names
@@ -43,7 +44,9 @@ def build_plan(
     """
     fitting = Fitting(recipe, checkpoints, mismatch)
     names = match_names(checkpoints, fitting.donor, share)
-    steps, gone = _decide_all(fitting, names)
+    outputs = Outputs(recipe, checkpoints, names.stored, fitting.donor)
+    steps, gone = _decide_all(fitting, outputs)
+    gone = [*names.left_out, *gone, *_untouched(recipe, names, outputs)]
     steps = _widen(steps, recipe.dtype)
     return Plan(
         method=recipe.method.name,
@@ -57,22 +60,21 @@ def build_plan(
         shards=lay_out([TensorInfo(s.name, s.dtype, s.shape) for s in steps], max_shard_size),
         out_dtype=recipe.out_dtype or recipe.dtype,
         aliases=names.aliases,
+        config=outputs.config,
         dropped=_dropped(fitting.labels, steps, gone),
         input_bytes=_bytes_of(steps, checkpoints),
         notes=recipe.notes if share else recipe.notes + fitting.notes(checkpoints),
     )
 
 
-def _decide_all(fitting: Fitting, names: Names) -> tuple[list[Step], Gone]:
+def _decide_all(fitting: Fitting, outputs: Outputs) -> tuple[list[Step], Gone]:
     """Every output tensor's step and what is left out; all faults are counted in one error."""
     steps: list[Step] = []
-    gone: Gone = list(names.left_out)
+    gone: Gone = []
     faults: list[str] = []
-    each = tuple(enumerate(names.stored))
-    for name in _output_order(names.stored, fitting.donor):
-        held = {model: stored[name] for model, stored in each if name in stored}
+    for output in outputs:
         try:
-            step, left_out = fitting.decide(name, held)
+            step, left_out = fitting.decide(output)
         except MismatchError as fault:
             faults.append(str(fault))
             continue
@@ -85,10 +87,15 @@ def _decide_all(fitting: Fitting, names: Names) -> tuple[list[Step], Gone]:
     return steps, gone
 
 
-def _output_order(stored: Sequence[Mapping[str, TensorInfo]], donor: int) -> list[str]:
-    """The donor's tensors in the order of its file, then what only others have."""
-    everyone = [stored[donor], *stored]
-    return list(dict.fromkeys(name for names in everyone for name in names))
+def _untouched(recipe: Recipe, names: Names, outputs: Outputs) -> Gone:
+    """What slices and modules may leave of the inputs."""
+    if len(recipe.parts) == 1 and not any(entry.layers for entry in recipe.parts[0].entries):
+        return []
+    return [
+        (model, info.name, outputs.why_not(model, name))
+        for model, stored in enumerate(names.stored)
+        for name, info in stored.items()
+    ]
 
 
 def _dropped(labels: Sequence[str], steps: Sequence[Step], gone: Gone) -> tuple[Dropped, ...]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,11 +55,17 @@ def wanted(name: str) -> bool:
     return _matches(file, WANTED) and not _matches(file, UNWANTED)
 
 
-def write_side_files(donor: Checkpoint, output: Path, dtype: torch.dtype | None) -> SideFiles:
+def write_side_files(
+    donor: Checkpoint,
+    output: Path,
+    dtype: torch.dtype | None,
+    config: Mapping[str, Any] | None = None,
+) -> SideFiles:
     """Copy everything but weights into an existing folder, config.json with the new dtype.
 
-    dtype: of the merged weights; None leaves the fields of config.json as they are. config.json
-    comes last, so that a folder without it is known to be unfinished.
+    dtype:  of the merged weights; None leaves the fields of config.json as they are
+    config: in place of the donor's, where the result is built otherwise
+    config.json comes last, so that a folder without it is known to be unfinished.
     Raises OutputError when something cannot be copied.
     """
     names = _names(donor.folder) if donor.folder is not None else []
@@ -68,8 +76,9 @@ def write_side_files(donor: Checkpoint, output: Path, dtype: torch.dtype | None)
     if donor.generation_config:
         _write(output / GENERATION, _json(donor.label, donor.generation_config))
         copied.append(GENERATION)
-    if donor.config:
-        config = donor.config if dtype is None else with_dtype(donor.config, dtype)
+    config = config or donor.config
+    if config:
+        config = config if dtype is None else with_dtype(config, dtype)
         _write(output / CONFIG, _json(donor.label, config))
         copied.append(CONFIG)
     return SideFiles(tuple(sorted(copied)), tuple(sorted(left_out)))

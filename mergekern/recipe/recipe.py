@@ -163,6 +163,11 @@ class Recipe:
         labels = tuple(entry.source.label for entry in part.experts)
         return Chooser(self.method, labels, settings, specs)
 
+    @property
+    def constant(self) -> bool:
+        """True when neither layers nor names decide any parameter."""
+        return all(chooser.constant for chooser in self._choosers)
+
     def spec(
         self, part: int, tensor: str, names: Sequence[str], experts: Sequence[int], t: float
     ) -> Spec:

@@ -1,0 +1,243 @@
+"""What a recipe's parts make: every output tensor's name, and the inputs that may serve it.
+
+A recipe of `models` makes every tensor that any of them has. Slices make a stack of layers,
+numbered as they come: tensors before the stack come from the first slice's models, those behind it
+from the last one's. Of `modules`, each makes the tensors of its own part of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from mergekern.checkpoint.base import Checkpoint, TensorInfo
+from mergekern.errors import MismatchError, RecipeError
+from mergekern.layers import Layers, Stack, before_layers, config_of_layers, in_module, layers_of
+from mergekern.recipe import Entry, Part, Recipe
+
+Held = Mapping[int, TensorInfo]  # by model; a tied tensor may be stored under another name
+Stored = Mapping[str, TensorInfo]
+
+
+class Output(NamedTuple):
+    """One output tensor. position: in [0, 1], where gradients are read; held: what may serve it."""
+
+    name: str
+    part: int
+    position: float
+    held: Held
+
+
+@dataclass(frozen=True)
+class Members:
+    """The models of one part, by their places among the recipe's sources.
+
+    base:    gives the deltas, or decides shapes; None when no model was named for it
+    experts: model -> place in part.experts
+    """
+
+    base: int | None
+    experts: Mapping[int, int]
+
+    @cached_property
+    def models(self) -> tuple[int, ...]:
+        """Every one of them, in the order of the recipe's sources."""
+        return tuple(sorted({*self.experts, *(() if self.base is None else (self.base,))}))
+
+
+def members_of(recipe: Recipe) -> tuple[Members, ...]:
+    """The models of every part."""
+    place = {id(source): model for model, source in enumerate(recipe.sources)}
+    return tuple(
+        Members(
+            None if part.base is None else place[id(part.base)],
+            {place[id(entry.source)]: k for k, entry in enumerate(part.experts)},
+        )
+        for part in recipe.parts
+    )
+
+
+class Outputs:
+    """The output tensors of a recipe over opened models; config: that fits them, known when all
+    have been asked for, None where it is the donor's.
+
+    stored: of each model, the tensors by the names that outputs have; see tied.match_names()
+    donor:  the model whose names, order and config the output has
+    Raises RecipeError for layers and modules that the models do not have.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        checkpoints: Sequence[Checkpoint],
+        stored: Sequence[Stored],
+        donor: int,
+    ) -> None:
+        self._recipe = recipe
+        self._stored = stored
+        self._configs = [checkpoint.config for checkpoint in checkpoints]
+        self._labels = [source.label for source in recipe.sources]
+        self._donor = donor
+        self._members = members_of(recipe)
+        self._layers: dict[int, Layers] = {}
+        self.config: Mapping[str, Any] | None = None
+
+    def __iter__(self) -> Iterator[Output]:
+        modules = list(dict.fromkeys(part.module for part in self._recipe.parts))
+        for module in modules:
+            places = [n for n, part in enumerate(self._recipe.parts) if part.module == module]
+            if any(entry.layers for n in places for entry in self._recipe.parts[n].entries):
+                yield from self._sliced(module, places)
+            else:
+                yield from self._whole(places[0], module, modules)
+
+    def why_not(self, model: int, name: str) -> str:
+        """Why nothing is made of an input tensor that no output is given."""
+        modules = [part.module for part in self._recipe.parts if part.module]
+        if modules and not in_module(name, modules):
+            return f"no module of the recipe has it ({', '.join(dict.fromkeys(modules))})"
+        if self._of(model).place(name):
+            return "no slice takes this layer"
+        return f"no slice that begins or ends the layers has {self._labels[model]}"
+
+    def _of(self, model: int) -> Layers:
+        if model not in self._layers:
+            self._layers[model] = layers_of(self._stored[model], self._configs[model])
+        return self._layers[model]
+
+    def _whole(self, part: int, module: str, modules: Sequence[str]) -> Iterator[Output]:
+        """Every tensor of the module that any of the part's models has, in the donor's order."""
+        models = self._members[part].models
+        order = [self._stored[self._donor], *(self._stored[model] for model in models)]
+        for name in dict.fromkeys(name for names in order for name in names):
+            if module and in_module(name, modules) != module:
+                continue
+            held = {m: self._stored[m][name] for m in models if name in self._stored[m]}
+            if held:
+                yield Output(name, part, self._position(name), held)
+
+    def _position(self, name: str) -> float:
+        return 0.0 if self._recipe.constant else self._of(self._donor).position(name)
+
+    def _sliced(self, module: str, parts: Sequence[int]) -> Iterator[Output]:
+        ranges = [self._ranges(part) for part in parts]
+        stack = self._stack(self._donor, module)
+        yield from self._outside(parts[0], module, stack, before=True)
+        depth = 0
+        taken = []
+        for part, mine in zip(parts, ranges, strict=True):
+            first = next(iter(mine))
+            for nth in range(mine[first][1] - mine[first][0]):
+                layer = {model: begin + nth for model, (begin, _) in mine.items()}
+                last = mine[first][1] - mine[first][0] - 1
+                yield from self._layer(part, module, stack, depth, layer, nth / last if last else 1)
+                taken.append((self._configs[first], layer[first]))
+                depth += 1
+        yield from self._outside(parts[-1], module, stack, before=False)
+        config = self.config or self._configs[self._donor]
+        self.config = config_of_layers(config, stack, taken) if config else None
+
+    def _layer(
+        self,
+        part: int,
+        module: str,
+        stack: Stack,
+        depth: int,
+        layer: Mapping[int, int],
+        position: float,
+    ) -> Iterator[Output]:
+        """One layer of the output, from one layer of each model."""
+        found: dict[str, dict[int, TensorInfo]] = {}
+        for model, number in layer.items():
+            rests = self._rests(model, self._stack(model, module)).get(number, {})
+            for rest, info in rests.items():
+                found.setdefault(rest, {})[model] = info
+        for rest, held in found.items():
+            yield Output(stack.name(depth, rest), part, position, held)
+
+    def _outside(self, part: int, module: str, stack: Stack, before: bool) -> Iterator[Output]:
+        """The tensors before or behind the stack; towers beside the text come before it."""
+        for output in self._whole(part, module, self._modules):
+            place = self._of(self._donor).place(output.name)
+            inside = place is not None and place[0] == stack
+            first = before_layers(output.name) or place is not None
+            if not inside and first == before:
+                yield output._replace(position=0.0)
+
+    @property
+    def _modules(self) -> list[str]:
+        return list(dict.fromkeys(part.module for part in self._recipe.parts))
+
+    def _rests(self, model: int, stack: Stack) -> Mapping[int, Mapping[str, TensorInfo]]:
+        """The tensors of a stack by layer and rest of the name, in the order of the file."""
+        key = (model, stack)
+        if key not in self._by_layer:
+            found: dict[int, dict[str, TensorInfo]] = {}
+            for name, info in self._stored[model].items():
+                place = self._of(model).place(name)
+                if place is not None and place[0] == stack:
+                    found.setdefault(place[1], {})[place[2]] = info
+            self._by_layer[key] = found
+        return self._by_layer[key]
+
+    @cached_property
+    def _by_layer(self) -> dict[tuple[int, Stack], Mapping[int, Mapping[str, TensorInfo]]]:
+        return {}
+
+    def _stack(self, model: int, module: str) -> Stack:
+        """The one stack that slices cut."""
+        label, stacks = self._labels[model], self._of(model).text
+        if module:
+            stacks = tuple(s for s in stacks if in_module(s.name(0, ""), self._modules) == module)
+        if not stacks:
+            raise RecipeError(
+                f"slices: no layers are found in model {label}"
+                + (f", module {module}" if module else "")
+                + ": its tensors' names have no run of numbers from 0 on; list it under models"
+            )
+        if len(stacks) > 1:
+            names = ", ".join(f"{stack.prefix}*" for stack in stacks)
+            raise RecipeError(
+                f"slices: model {label} has {len(stacks)} stacks of layers ({names}): name them "
+                "under modules, each with its own slices or models"
+            )
+        return stacks[0]
+
+    def _ranges(self, part: int) -> dict[int, tuple[int, int]]:
+        """The layers that a slice takes of each of its models, the first one listed first."""
+        made, members = self._recipe.parts[part], self._members[part]
+        place = {id(source): model for model, source in enumerate(self._recipe.sources)}
+        where = f"slices[{part}]"
+        ranges = {
+            place[id(entry.source)]: self._range(entry, made, place[id(entry.source)], where)
+            for entry in made.entries
+        }
+        lengths = {model: stop - begin for model, (begin, stop) in ranges.items()}
+        if len(set(lengths.values())) > 1:
+            each = ", ".join(f"{n} of {self._labels[model]}" for model, n in lengths.items())
+            raise RecipeError(f"{where}: its sources have different numbers of layers ({each})")
+        if (
+            members.base is not None
+            and members.base not in ranges
+            and len(set(ranges.values())) > 1
+        ):
+            raise RecipeError(
+                f"{where}: its sources are of different layers, and the base "
+                f"{self._labels[members.base]} is not among them: list it with a layer_range"
+            )
+        if members.base is not None:
+            ranges.setdefault(members.base, next(iter(ranges.values())))
+        return ranges
+
+    def _range(self, entry: Entry, part: Part, model: int, where: str) -> tuple[int, int]:
+        depth = self._stack(model, part.module).depth
+        assert entry.layers is not None, f"{where}: a source without a layer_range"
+        first, stop = entry.layers
+        if stop > depth:
+            raise MismatchError(
+                f"{where}: layer_range [{first}, {stop}] of model {self._labels[model]}, which has "
+                f"{depth} layers"
+            )
+        return first, stop
