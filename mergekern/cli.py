@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperCommand
 
-from mergekern import api
+from mergekern import api, dropin
 from mergekern.errors import MergeError, RecipeError
 from mergekern.methods import Method, get_method
 from mergekern.progress import choose_progress
@@ -68,7 +69,24 @@ def _root(
         raise typer.Exit
 
 
-@app.command("merge")
+class _DropIn(TyperCommand):
+    """Takes mergekit's flags too, in the words of ours."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = {flag for option in self.params for flag in option.opts}
+        with _one_line_errors(debug=False):
+            args, notes = dropin.translated(args, own)
+        for note in notes:
+            typer.echo(note, err=True)
+        return super().parse_args(ctx, args)
+
+
+MERGEKIT = "mergekit's flags are taken as well: " + " ".join(
+    option.flags[0] for option in dropin.OPTIONS
+)
+
+
+@app.command("merge", cls=_DropIn, epilog=MERGEKIT)
 def merge_command(
     context: typer.Context,
     recipe_or_method: What,

@@ -170,3 +170,13 @@ def test_demo_passes_its_options_on(monkeypatch, tmp_path) -> None:
 def test_a_parameter_that_is_none(folders, tmp_path, pair, message) -> None:
     result = run("merge", "ties", tmp_path / "o", *ties(folders), "-p", pair, code=1)
     assert message in result.stderr
+
+
+def test_mergekits_flags_are_taken(folders, tmp_path) -> None:
+    flags = ["--lazy-unpickle", "--random-seed", 7, "-j", 1, "--out-shard-size", "1B"]
+    result = run("merge", "dare_ties", tmp_path / "o", *ties(folders), *flags)
+    assert "--lazy-unpickle has nothing to do: .bin files are mapped" in result.stderr
+    assert '"seed": 7' in (tmp_path / "o" / "mergekern.lock.json").read_text()
+    assert "--lora-merge-cache" in run("merge", "--help").stdout
+    refused = run("merge", "ties", tmp_path / "p", "--no-safe-serialization", code=1)
+    assert refused.stderr.startswith("error: models are written as safetensors alone")

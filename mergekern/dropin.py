@@ -1,0 +1,128 @@
+"""mergekit's options under their own names: what each of them is here.
+
+Scripts that call mergekit-yaml, and code that passes its options, run unchanged. An option that
+means something here does it; one that has nothing to do here is taken, and a line says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mergekern.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of mergekit's.
+
+    flags: on the command line, the long one first; its name in Python is that with underscores
+    value: it takes one
+    name, convert: the argument of merge() that it is, and its value from the one given
+    why:   it needs no equivalent
+    """
+
+    flags: tuple[str, ...]
+    value: bool = False
+    name: str = ""
+    convert: Callable[[Any], Any] = lambda given: given
+    why: str = ""
+
+    @property
+    def python(self) -> str:
+        return self.flags[0].removeprefix("--").replace("-", "_")
+
+
+def _shard_size(given: Any) -> Any:
+    """mergekit counts bytes, and writes B for billions."""
+    text = str(given).strip().upper()
+    return text.removesuffix("B") + "GB" if text.endswith("B") and text[:-1].isdecimal() else given
+
+
+def _safe(given: Any) -> None:
+    if not given:
+        raise RecipeError("models are written as safetensors alone: leave out safe_serialization")
+
+
+STREAMS = "tensors are streamed in bounded memory, see max_memory"
+OPTIONS = (
+    Option(("--cuda",), name="device", convert=lambda on: "cuda" if on else None),
+    Option(("--random-seed",), value=True, name="seed", convert=int),
+    Option(("--num-threads", "-j"), value=True, name="threads", convert=int),
+    Option(("--out-shard-size",), value=True, name="max_shard_size", convert=_shard_size),
+    Option(("--transformers-cache",), value=True, name="cache"),
+    Option(("--unsafe-truncate-embeddings",), name="truncate_embeddings"),
+    Option(
+        ("--safe-serialization",), convert=_safe, why="models are written as safetensors anyway"
+    ),
+    Option(("--lazy-unpickle",), why=".bin files are mapped, and no code in them is run"),
+    Option(("--low-cpu-memory",), why=STREAMS),
+    Option(("--clone-tensors",), why="every tensor is written as its own bytes anyway"),
+    Option(("--async-write",), why="reading, merging and writing overlap anyway"),
+    Option(("--write-threads",), value=True, why="writing keeps up with the disk by itself"),
+    Option(("--read-to-gpu",), why="what a GPU merges is read for it ahead"),
+    Option(("--multi-gpu",), why="one GPU merges faster than disks deliver: it is given all"),
+    Option(("--gpu-rich",), name="device", convert=lambda on: "cuda" if on else None),
+    Option(("--trust-remote-code",), why="no code of a model is run to merge it"),
+    Option(("--lora-merge-cache",), value=True, why="adapters are merged as they are read"),
+    Option(("--lora-merge-dtype",), value=True, why="adapters are added in fp32, unrounded"),
+    Option(("--verbose", "-v"), why="what is done is in the plan and the report"),
+)
+BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}
+BY_NAME = {option.python: option for option in OPTIONS}
+
+
+def translated(arguments: Iterable[str], own: Iterable[str]) -> tuple[list[str], list[str]]:
+    """A command line with mergekit's flags in place of which ours stand, and lines about the rest.
+
+    own: flags that are ours, and stay even where mergekit has them too
+    """
+    found: list[str] = []
+    notes: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        flag, equals, value = argument.partition("=")
+        positive = "--" + flag.removeprefix("--no-") if flag.startswith("--no-") else flag
+        option = None if flag in own else BY_FLAG.get(positive)
+        if option is None or (equals and not option.value) or argument == "--":
+            found.append(argument)
+            if argument == "--":
+                break
+            continue
+        if option.value and not equals:
+            value = next(left, "")
+            if not value:
+                raise RecipeError(f"{flag} wants a value")
+        given: Any = value if option.value else positive == flag
+        for name, ours in _meaning(option, given, flag, notes).items():
+            found += _flag(name, ours)
+    return found + list(left), notes
+
+
+def ours_of(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Options by their names in Python, as arguments of merge(), and lines about the rest."""
+    found: dict[str, Any] = {}
+    notes: list[str] = []
+    for name, value in given.items():
+        found |= _meaning(BY_NAME[name], value, name, notes)
+    return found, notes
+
+
+def _meaning(option: Option, given: Any, written: str, notes: list[str]) -> dict[str, Any]:
+    if given is None:
+        return {}
+    try:
+        ours = option.convert(given)
+    except ValueError as error:
+        raise RecipeError(f"{written} is {given!r}; want a whole number") from error
+    if option.name:
+        return {} if ours is None or ours is False else {option.name: ours}
+    if given:
+        notes.append(f"{written} has nothing to do: {option.why}")
+    return {}
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    return [flag] if value is True else [flag, str(value)]
