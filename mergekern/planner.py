@@ -63,7 +63,7 @@ def build_plan(
         config=outputs.config,
         dropped=_dropped(fitting.labels, steps, gone),
         input_bytes=_bytes_of(steps, checkpoints),
-        notes=recipe.notes if share else recipe.notes + fitting.notes(checkpoints),
+        notes=_notes(recipe, fitting, names, () if share else fitting.notes(checkpoints)),
     )
 
 
@@ -85,6 +85,16 @@ def _decide_all(fitting: Fitting, outputs: Outputs) -> tuple[list[Step], Gone]:
         count = "1 more tensor does" if others == 1 else f"{others} more tensors do"
         raise MismatchError(faults[0] + (f" ({count} not fit)" if others else ""))
     return steps, gone
+
+
+def _notes(
+    recipe: Recipe, fitting: Fitting, names: Names, others: tuple[str, ...]
+) -> tuple[str, ...]:
+    renamed = (
+        f"{fitting.labels[model]}: tensors are known {how}, as in {fitting.labels[fitting.donor]}"
+        for model, how in names.renamed
+    )
+    return (*recipe.notes, *renamed, *others)
 
 
 def _untouched(recipe: Recipe, names: Names, outputs: Outputs) -> Gone:

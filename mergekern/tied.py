@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
+from mergekern.naming import renamed
 
 Stored = dict[str, TensorInfo]
 
@@ -55,11 +56,13 @@ class Names:
     stored:   per model, output name -> stored tensor, in file order
     aliases:  output name -> the output name whose storage it shares
     left_out: (model, stored name, reason)
+    renamed:  (model, how its names were changed to be the donor's)
     """
 
     stored: tuple[Stored, ...]
     aliases: Mapping[str, str]
     left_out: tuple[tuple[int, str, str], ...]
+    renamed: tuple[tuple[int, str], ...] = ()
 
 
 def match_names(checkpoints: Sequence[Checkpoint], donor: int, share: bool) -> Names:
@@ -68,7 +71,10 @@ def match_names(checkpoints: Sequence[Checkpoint], donor: int, share: bool) -> N
     share: names of one storage stay so in the result. Files hold no such names: there only what
            the config ties is left out, or a model that ties nothing would load with a part missing.
     """
-    stored = tuple(dict(checkpoint.tensors) for checkpoint in checkpoints)
+    like = checkpoints[donor].tensors
+    found = [renamed(checkpoint.tensors, like) for checkpoint in checkpoints]
+    stored = tuple(names for names, _ in found)
+    changed = tuple((model, how) for model, (_, how) in enumerate(found) if how)
     left_out: list[tuple[int, str, str]] = []
     aliases = _common_aliases(checkpoints, donor) if share else {}
     for names in stored:
@@ -81,7 +87,7 @@ def match_names(checkpoints: Sequence[Checkpoint], donor: int, share: bool) -> N
                 left_out.append((model, alias, f"shares its storage with {first}"))
     for tie in TIES:
         left_out += _apply(tie, checkpoints, stored, donor)
-    return Names(stored, aliases, tuple(left_out))
+    return Names(stored, aliases, tuple(left_out), changed)
 
 
 def _common_aliases(checkpoints: Sequence[Checkpoint], donor: int) -> dict[str, str]:
