@@ -14,7 +14,7 @@ import torch
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.layout import lay_out
 from mergekern.collector import collector_paused
-from mergekern.errors import MismatchError
+from mergekern.errors import MismatchError, RecipeError
 from mergekern.fitting import Fitting, Gone, Mismatch
 from mergekern.plan import Dropped, Input, Plan, Step
 from mergekern.recipe import Recipe
@@ -41,6 +41,7 @@ def build_plan(
     share: tensors of one storage stay one, as they can in memory and not in files
     Raises MismatchError, and RecipeError for an option that cannot apply.
     """
+    _check_planned(recipe)
     fitting = Fitting(recipe, checkpoints, mismatch)
     names = match_names(checkpoints, fitting.donor, share)
     steps, gone = _decide_all(fitting, names)
@@ -61,6 +62,20 @@ def build_plan(
         input_bytes=_bytes_of(steps, checkpoints),
         notes=recipe.notes if share else recipe.notes + fitting.notes(checkpoints),
     )
+
+
+def _check_planned(recipe: Recipe) -> None:
+    """Raise RecipeError for what recipes hold and plans do not."""
+    part = recipe.parts[0]
+    found = {
+        "slices": any(entry.layers is not None for entry in part.entries),
+        "modules": bool(part.module),
+        "tokenizer": recipe.tokenizer is not None,
+        "chat_template": recipe.chat_template is not None,
+        "gradients and filters": not recipe.constant,
+    }
+    for key in (key for key, present in found.items() if present):
+        raise RecipeError(f"{key} of mergekit's format cannot be merged yet")
 
 
 def _decide_all(fitting: Fitting, names: Names) -> tuple[list[Step], Gone]:
