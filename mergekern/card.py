@@ -80,10 +80,15 @@ def _paper(reference: str) -> str:
 
 def _without_paths(text: str, recipe: Recipe) -> str:
     """Cards are published: a folder's name says as much as its path on one machine."""
-    names = _names([source.label for source in recipe.sources])
+    names = _names([label for source in recipe.sources for label in _labels(source)])
     for label in sorted(names, key=len, reverse=True):
         text = text.replace(label, names[label])
     return text
+
+
+def _labels(source: Source) -> list[str]:
+    """What of a reference may be a path: the whole of it, or a model's and its adapter's."""
+    return [source.label] if source.lora is None else [source.where, source.lora.where]
 
 
 def _names(labels: Sequence[str]) -> dict[str, str]:

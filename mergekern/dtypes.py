@@ -48,8 +48,13 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
 def parse_dtype(text: str) -> torch.dtype:
     """A dtype as recipes write it, with or without `torch.`; it must be one that merges."""
+    if text in SHORT:
+        return SHORT[text]
     for dtype in MERGEABLE:
         if text.removeprefix("torch.") == dtype_name(dtype):
             return dtype

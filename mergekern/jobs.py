@@ -11,6 +11,7 @@ from pathlib import Path
 from mergekern import card, engine
 from mergekern.checkpoint import Checkpoint, open_checkpoint
 from mergekern.checkpoint.sidefiles import write_side_files
+from mergekern.errors import RecipeError
 from mergekern.fitting import Mismatch
 from mergekern.folders import check_apart, check_output
 from mergekern.lock import LOCK, check_unchanged, lock
@@ -118,6 +119,8 @@ def ready(
         opened: dict[Hashable, tuple[Source, Checkpoint]] = {}
         for recipe in recipes:
             for source in recipe.sources:
+                if source.lora is not None:
+                    raise RecipeError(f"{source.label}: LoRA inputs are not read yet")
                 if _identity(source) not in opened:
                     checkpoint = open_checkpoint(
                         source.where, revision=source.revision, label=source.label

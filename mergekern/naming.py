@@ -37,7 +37,7 @@ def _known(names: Collection[str], donor: Collection[str]) -> int:
 
 def _prefix(stored: Mapping[str, _T], donor: Collection[str]) -> tuple[str, bool]:
     """What the donor's names begin with and these do not (True), or the other way round."""
-    longest = max(stored, key=len, default="")
+    longest = max((name for name in stored if name not in donor), key=len, default="")
     for name in donor:
         if name.endswith("." + longest):
             return name.removesuffix(longest), True

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from mergekern.dtypes import dtype_name
 from mergekern.errors import RecipeError
@@ -19,14 +18,19 @@ from mergekern.recipe.resolve import resolve
 from mergekern.recipe.schema import ModelEntry, RecipeFile, parse_recipe
 from mergekern.recipe.setting import Setting
 from mergekern.recipe.source import Source, parse_source
+from mergekern.recipe.text import Origin, documents
+from mergekern.recipe.tokenizer import ModelToken, Token, TokenizerSettings
 
 __all__ = [
     "Entry",
+    "ModelToken",
     "Part",
     "Recipe",
     "RecipeFile",
     "Setting",
     "Source",
+    "Token",
+    "TokenizerSettings",
     "expand",
     "has_grid",
     "parse_recipe",
@@ -133,41 +137,30 @@ def _is_list(models: Any) -> bool:
     return isinstance(models, Iterable) and not isinstance(models, (str, Path, bytes, Mapping))
 
 
-def _content(what: Any) -> tuple[Any, str]:
-    """A recipe's plain data, and what messages call its origin."""
+def _content(what: Any) -> tuple[Any, Origin]:
+    """A recipe's plain data, and its origin."""
     if hasattr(what, "model_dump"):
-        return what.model_dump(), "recipe"
+        return what.model_dump(), Origin()
     if isinstance(what, Mapping):
-        return what, "recipe"
+        return what, Origin()
+    found = documents(*_text(what))
+    if len(found) != 1:
+        name = _text(what)[1]
+        raise RecipeError(f"{name}: holds {len(found)} documents; want one recipe")
+    return found[0]
+
+
+def _text(what: Any) -> tuple[str, str]:
+    """A recipe's text, and what messages call it."""
     if not isinstance(what, (str, Path)):
         raise RecipeError(f"recipe is {what!r}; want a method's name, a file or a mapping")
     if isinstance(what, str) and ("\n" in what or (":" in what and not os.path.exists(what))):
-        return _yaml(what, "recipe"), "recipe"
+        return what, "recipe"
     try:
-        return _yaml(Path(what).read_text(encoding="utf-8"), str(what)), str(what)
+        return Path(what).read_text(encoding="utf-8"), str(what)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise RecipeError(f"recipe {what} cannot be read: {reason}") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, of which the last would win in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                problem = f"the key {key.value!r} is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-        return super().construct_mapping(node, deep=deep)
-
-
-def _yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # a safe one
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _dtype_text(dtype: str | torch.dtype | None) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -33,11 +33,11 @@ class Chooser:
     @cached_property
     def constant(self) -> bool:
         """True when neither names nor layers decide anything."""
-        return all(
-            not setting.cases or setting.constant
-            for each in self.settings.values()
-            for setting in (each if isinstance(each, tuple) else (each,))
-        )
+        return all(setting.constant or not setting.cases for setting in self._each())
+
+    def _each(self) -> Iterator[Setting]:
+        for each in self.settings.values():
+            yield from each if isinstance(each, tuple) else (each,)
 
     def spec(self, tensor: str, names: Sequence[str], experts: tuple[int, ...], t: float) -> Spec:
         """See Recipe.spec."""

@@ -18,7 +18,8 @@ from mergekern.errors import RecipeError
 from mergekern.methods import Method, Parameter, get_method
 from mergekern.recipe.recipe import Recipe
 from mergekern.recipe.resolve import resolve
-from mergekern.recipe.schema import RecipeFile
+from mergekern.recipe.schema import ModelEntry, RecipeFile
+from mergekern.recipe.text import spell
 
 Axes = dict[str, tuple[Any, ...]]  # parameter -> its values, as written
 
@@ -35,12 +36,12 @@ def expand(
     _check_given_once(axes, file, arguments or {}, seed)
     plain = file.model_copy(update={"grid": None})
     found: dict[str, Recipe] = {}
-    names: dict[tuple[Any, ...], str] = {}  # by what a recipe resolves to
+    names: dict[str, str] = {}  # by what a recipe resolves to
     for values in product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
         recipe = resolve(plain, {**(arguments or {}), **point}, seed)
         name = ",".join(f"{axis}={_text(method, axis, value)}" for axis, value in point.items())
-        other = names.setdefault(tuple(recipe.parameters.values()), name)
+        other = names.setdefault(repr(recipe.parameters), name)
         if other != name:
             raise RecipeError(f"grid: {other} and {name} are the same merge; leave one out")
         found[name] = recipe
@@ -73,8 +74,7 @@ def _check_given_once(
 ) -> None:
     places: list[tuple[str, Mapping[str, Any]]] = [
         ("the call's arguments", {**arguments, "seed": arguments.get("seed", seed)}),
-        ("the recipe's parameters", file.parameters),
-        *((f"the parameters of {entry.model.label}", entry.parameters) for entry in file.models),
+        *((_place(place), place.parameters) for place in file.places()),
     ]
     for place, given in places:
         for key, value in given.items():
@@ -83,6 +83,12 @@ def _check_given_once(
                 raise RecipeError(
                     f"grid.{name}: {name} is among {place} too; leave one of them out"
                 )
+
+
+def _place(place: Any) -> str:
+    if isinstance(place, ModelEntry):
+        return f"the parameters of {place.model.label}"
+    return f"the parameters of {spell(place.path)}" if place.path else "the recipe's parameters"
 
 
 def _parameter(method: Method, name: str) -> Parameter:

@@ -13,6 +13,7 @@ from mergekern.methods import Method, Parameter
 from mergekern.recipe.choosing import Chooser
 from mergekern.recipe.setting import NOTHING, Setting, constant
 from mergekern.recipe.source import Source
+from mergekern.recipe.tokenizer import TokenizerSettings
 from mergekern.spec import Spec
 
 Level = Mapping[str, Setting]  # what one place of a recipe says, by the parameter's name
@@ -37,8 +38,10 @@ class Part:
 
     module:  its name under `modules`; "" for the whole model
     entries: every source in the order written, the base where it is listed
-    experts: those that are merged: without the base, where the method works on deltas
-    base:    of this part: its own, else its module's, else the recipe's
+    experts: those that are merged: without the base, where the method works on deltas; none in a
+             slice of the base alone, whose layers are taken as they are
+    base:    of this part: its own, else its module's, else the recipe's; in slices of methods
+             without a base only where it is listed
     levels:  what is written at the slice, then at the module
     """
 
@@ -72,41 +75,46 @@ class Recipe:
     preset: Level = field(default_factory=dict)
     dtype: torch.dtype | None = None
     out_dtype: torch.dtype | None = None
+    tokenizer: TokenizerSettings | None = None
+    chat_template: str | None = None
     notes: tuple[str, ...] = ()
 
     @cached_property
     def sources(self) -> tuple[Source, ...]:
         """Every model that is read, once: the base, unless it is an expert, the experts, the rest.
 
-        The rest are bases of single slices.
+        The rest are bases of single slices, and what the tokenizer names.
         """
         first = () if self.base is None or self._is_expert(self.base) else (self.base,)
-        parts = (part.base for part in self.parts if part.base is not None)
-        return tuple({id(s): s for s in (*first, *self.experts, *parts)}.values())
+        bases = (part.base for part in self.parts if part.base is not None)
+        named = () if self.tokenizer is None else self.tokenizer.models
+        return tuple({id(s): s for s in (*first, *self.experts, *bases, *named)}.values())
 
     def _is_expert(self, source: Source) -> bool:
         return any(expert is source for expert in self.experts)
 
     @property
     def seed(self) -> int:
-        return int(self.parameters.get("seed", 0))
+        """Of the random numbers; 0 where parts have their own, or none are drawn."""
+        seed = self.parameters.get("seed")
+        return seed if isinstance(seed, int) else 0
 
     @cached_property
     def parameters(self) -> Mapping[str, Any]:
         """Every parameter's value, defaults included; per-model ones are tuples in expert order.
 
         One that goes by layers or names stands as a recipe writes it; "varies" where the parts of
-        a recipe differ in it.
+        a recipe differ in it. One that the method chooses tensor by tensor is left out.
         """
-        values = {
-            parameter.name: tuple(
-                self._summary(parameter, expert) for expert in range(len(self.experts))
-            )
-            if parameter.per_model
-            else self._summary(parameter, None)
-            for parameter in self.method.parameters
-        }
-        return {**values, **self._chosen}
+        values: dict[str, Any] = {}
+        for parameter in self.method.parameters:
+            if parameter.per_model:
+                each = range(len(self.experts))
+                values[parameter.name] = tuple(self._summary(parameter, k) for k in each)
+            else:
+                values[parameter.name] = self._summary(parameter, None)
+        values.update(self._chosen)
+        return {name: value for name, value in values.items() if value is not None}
 
     def _summary(self, parameter: Parameter, expert: int | None) -> Any:
         found = [
@@ -121,7 +129,7 @@ class Recipe:
     def _chosen(self) -> Mapping[str, Any]:
         """What the method chooses where nothing is given and the default is to let it choose."""
         left = [p for p in self.method.parameters if p.default is None and not p.per_model]
-        if not left or any(not chooser.constant for chooser in self._choosers):
+        if not left or not self.constant:
             return {}
         part = self.parts[0]
         spec = self.spec(0, "", [""] * len(part.experts), range(len(part.experts)), 1.0)
@@ -186,7 +194,7 @@ class Recipe:
     def check(self) -> None:
         """Raise RecipeError for values that do not go together, where no tensor decides them."""
         for place, (part, chooser) in enumerate(zip(self.parts, self._choosers, strict=True)):
-            if chooser.constant:
+            if chooser.constant and part.experts:
                 count = len(part.experts)
                 self.spec(place, "", [""] * count, range(count), 1.0)
 

@@ -1,160 +1,220 @@
-"""From what was asked for to what will be done: inputs told apart, every parameter given a value.
+"""From what was asked for to what will be done: inputs told apart, every parameter given settings.
 
-A parameter's value is the first found among: the call's or command line's arguments, the model's
-parameters (weight, density, gamma only), the recipe's top-level parameters, the preset, the
-method's default.
+A parameter's value is the first found among: the call's or command line's arguments, the source's
+own parameters (per-model ones only: weight, density, …), its slice's, its module's, the recipe's
+top-level parameters, the preset, the method's default. A level whose filters leave out a tensor
+has no value for it.
+
+`models` are one part, to whose inputs the base belongs, listed or not; a slice is a part of its
+sources as they are written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 from mergekern.dtypes import parse_dtype
 from mergekern.errors import RecipeError
-from mergekern.methods import Method, get_method
+from mergekern.methods import get_method
+from mergekern.recipe.levels import LevelReader, given_settings, named
 from mergekern.recipe.recipe import Entry, Level, Part, Recipe
-from mergekern.recipe.schema import ModelEntry, RecipeFile
-from mergekern.recipe.setting import Setting, parse_setting
+from mergekern.recipe.schema import ModelEntry, Module, RecipeFile, Slice
 from mergekern.recipe.source import Source
+from mergekern.recipe.text import spell
+from mergekern.recipe.tokenizer import (
+    TokenizerSettings,
+    check_template,
+    parse_tokenizer,
+    parse_vocabulary,
+)
 
 
 def resolve(
     file: RecipeFile, arguments: Mapping[str, Any] | None = None, seed: int | None = None
 ) -> Recipe:
-    """The file's recipe under a call's arguments: numbers, or lists of one number per expert.
+    """The file's recipe under a call's arguments; lists in these are one value per expert.
 
     Raises RecipeError for methods, parameters and models that cannot be what was meant.
     """
-    method = get_method(file.merge_method)
-    given = _named(method, arguments or {}, "")
-    top = _named(method, file.parameters, "parameters: ")
-    notes = []
-    if seed is not None:
-        if any(parameter.name == "seed" for parameter in method.parameters):
-            given.setdefault("seed", seed)
+    return _Resolver(file, named(get_method(file.merge_method), arguments or {})).recipe(seed)
+
+
+class _Resolver:
+    """One recipe's file on its way. Every model gets one Source, however often it is named."""
+
+    def __init__(self, file: RecipeFile, given: dict[str, Any]) -> None:
+        self.file = file
+        self.given = given
+        self.method = get_method(file.merge_method)
+        self.notes: list[str] = []
+        self.levels = LevelReader(self.method, file.origin)
+        self._sources: dict[Hashable, Source] = {}
+
+    def recipe(self, seed: int | None) -> Recipe:
+        file, method = self.file, self.method
+        if seed is not None:
+            self._seed(seed)
+        top = self.levels.read(file, "")
+        parts = tuple(self._parts(top))
+        base = None if file.base_model is None else self._known(file.base_model)
+        if base is None and method.base:
+            base = parts[0].base
+        experts = tuple({id(e.source): e.source for p in parts for e in p.experts}.values())
+        if not experts:
+            raise RecipeError(f"no models to merge besides the base {base.label if base else ''}")
+        preset = {} if file.preset is None else method.preset(file.preset)
+        recipe = Recipe(
+            method=method,
+            parts=parts,
+            experts=experts,
+            base=base,
+            given=given_settings(method, self.given, experts),
+            settings=top,
+            preset=self.levels.plain(preset),
+            dtype=self._dtype("dtype", file.dtype),
+            out_dtype=self._dtype("out_dtype", file.out_dtype),
+            tokenizer=self._tokenizer(),
+            chat_template=self._chat_template(),
+            notes=(*self.notes, *self._inert(), *file.notes.lines(), *self.levels.notes.lines()),
+        )
+        recipe.check()
+        return recipe
+
+    def _parts(self, top: Level) -> Iterator[Part]:
+        file = self.file
+        if not file.modules:
+            yield from self._contents(file, "", (), top)
+        single = list(file.modules) == ["default"]  # mergekit's name for all of a model
+        for name, module in file.modules.items():
+            levels = (self.levels.read(module, ""),)
+            yield from self._contents(module, "" if single else name, levels, top)
+
+    def _contents(
+        self, place: RecipeFile | Module, module: str, levels: tuple[Level, ...], top: Level
+    ) -> Iterator[Part]:
+        """The parts of a recipe or module: one for all of its layers, or one for each slice."""
+        base = place.base_model or self.file.base_model
+        if place.models:
+            yield self._whole(place.models, base, module, levels, top)
+        for run in place.slices:
+            yield self._slice(run, run.base_model or base, module, levels)
+
+    def _whole(
+        self,
+        models: Sequence[ModelEntry],
+        named: Source | None,
+        module: str,
+        levels: tuple[Level, ...],
+        top: Level,
+    ) -> Part:
+        entries, experts, base = self._inputs(models, named)
+        if self.method.base and base is None:
+            self._refuse_baseless("")
+        if base is not None and not experts:
+            raise RecipeError(f"no models to merge besides the base {base.label}")
+        listed = any(entry.source is base for entry in entries)
+        if base is not None and not self.method.base and not listed:
+            self._check_weight(base, top)
+            entries = experts = (*entries, Entry(base))
+        return Part(entries, experts, base, module, levels)
+
+    def _slice(
+        self, run: Slice, named: Source | None, module: str, levels: tuple[Level, ...]
+    ) -> Part:
+        entries, experts, base = self._inputs(run.sources, named)
+        if self.method.base and base is None:
+            self._refuse_baseless(f"{self.file.origin.at(*run.path)}{spell(run.path)}: ")
+        if not self.method.base and not any(entry.source is base for entry in entries):
+            base = None  # of another part, or the one whose config is taken
+            if run.base_model is not None:
+                why = f"{self.method.name} works without a base"
+                self.levels.notes.add((*run.path, "base_model"), why)
+        return Part(entries, experts, base, module, (self.levels.read(run, ""), *levels))
+
+    def _inputs(
+        self, models: Sequence[ModelEntry], named: Source | None
+    ) -> tuple[tuple[Entry, ...], tuple[Entry, ...], Source | None]:
+        """The entries of one part as listed, those that are merged, and the base."""
+        base = None if named is None else self._known(named)
+        entries: list[Entry] = []
+        for model in models:
+            source, label = self._known(model.model), model.model.label
+            if any(entry.source is source for entry in entries):
+                raise RecipeError(
+                    f"{self.file.origin.at(*model.path)}model {label} is listed twice; "
+                    "list it once, with the sum of weights"
+                )
+            own: Level = {}
+            if not self.method.base or source is not base:
+                own = self.levels.read(model, f"model {label}: ", per_model=True)
+            elif model.parameters:
+                self.levels.notes.add((*model.path, "parameters"), f"{label} is the base")
+            entries.append(Entry(source, model.layer_range, own))
+        experts = [e for e in entries if not self.method.base or e.source is not base]
+        return tuple(entries), tuple(experts), base
+
+    def _known(self, source: Source) -> Source:
+        return self._sources.setdefault(source.key, source)
+
+    def _refuse_baseless(self, where: str) -> NoReturn:
+        raise RecipeError(
+            f"{where}{self.method.name} needs a base model: name the one the models were "
+            "fine-tuned from (base_model in a recipe, base= in Python, --base on the command line)"
+        )
+
+    def _check_weight(self, base: Source, top: Level) -> None:
+        """A base named for a method that has none is one input more, if a weight reaches it."""
+        given = self.given.get("weight")
+        if isinstance(given, (list, tuple)) or (given is None and "weight" not in top):
+            raise RecipeError(
+                f"{self.method.name} treats base_model {base.label} as one more input, and it has "
+                "no weight: list it under models with a weight (0 to leave it out of the average), "
+                "or drop base_model"
+            )
+
+    def _seed(self, seed: int) -> None:
+        if any(parameter.name == "seed" for parameter in self.method.parameters):
+            self.given.setdefault("seed", seed)
         elif not isinstance(seed, int) or seed < 0:
             raise RecipeError(f"seed is {seed!r}; want a whole number")
         elif seed:
-            notes.append(f"seed has no effect: {method.name} draws no random numbers")
-    entries, base = _inputs(method, file, top | given, notes)
-    models = tuple(entry.model for entry in entries)
-    each = [_of_model(method, entry) for entry in entries]
-    preset = {} if file.preset is None else method.preset(file.preset)
-    for name, why in method.inert.items():
-        if any(level.get(name) for level in (given, top, *each)):
-            notes.append(f"{name} has no effect: {why}")
-    experts = tuple(
-        Entry(model, None, _level(method, own, f"model {model.label}: "))
-        for model, own in zip(models, each, strict=True)
-    )
-    recipe = Recipe(
-        method=method,
-        parts=(Part(entries=experts, experts=experts, base=base),),
-        experts=models,
-        base=base,
-        given=_given(method, given, models),
-        settings=_level(method, top, ""),
-        preset=_level(method, preset, ""),
-        dtype=None if file.dtype is None else parse_dtype(file.dtype),
-        out_dtype=None if file.out_dtype is None else parse_dtype(file.out_dtype),
-        notes=tuple(notes),
-    )
-    recipe.check()
-    return recipe
+            why = f"{self.method.name} draws no random numbers"
+            self.notes.append(f"seed has no effect: {why}")
 
+    def _inert(self) -> list[str]:
+        inert = self.method.inert.items()
+        return [f"{name} has no effect: {why}" for name, why in inert if self.given.get(name)]
 
-def _level(method: Method, values: Mapping[str, Any], where: str) -> Level:
-    """Values written at one place of a recipe as settings."""
-    found = {name: parse_setting(method.parameter(name), v, where) for name, v in values.items()}
-    return {name: setting for name, setting in found.items() if setting.cases}
+    def _dtype(self, key: str, text: str | None) -> Any:
+        return self._placed((key,), parse_dtype, text)
 
-
-def _given(
-    method: Method, values: Mapping[str, Any], models: Sequence[Source]
-) -> dict[str, Setting | tuple[Setting, ...]]:
-    """A call's arguments: a list of plain values is one for each model."""
-    found: dict[str, Setting | tuple[Setting, ...]] = {}
-    for name, value in values.items():
-        parameter = method.parameter(name)
-        if not parameter.per_model or not isinstance(value, (list, tuple)):
-            found[name] = parse_setting(parameter, value, "")
-            continue
-        if len(value) != len(models):
-            labels = ", ".join(model.label for model in models)
-            raise RecipeError(f"{name} has {len(value)} values for {len(models)} models ({labels})")
-        found[name] = tuple(
-            parse_setting(parameter, one, f"model {model.label}: ")
-            for one, model in zip(value, models, strict=True)
+    def _chat_template(self) -> str | None:
+        found: str | None = self._placed(
+            ("chat_template",), check_template, self.file.chat_template
         )
-    return found
+        return found
 
-
-def _named(method: Method, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Values under the parameters' own names; None counts as not given."""
-    named: dict[str, Any] = {}
-    for key, value in values.items():
-        name = method.parameter(key).name
-        if value is None:
-            continue
-        if name in named:
-            raise RecipeError(f"{where}{name} is given twice, as {name} and {name}_")
-        named[name] = value.tolist() if hasattr(value, "tolist") else value  # arrays, tensors
-    return named
-
-
-def _of_model(method: Method, entry: ModelEntry) -> dict[str, Any]:
-    label = entry.model.label
-    for key in entry.parameters:
-        if not method.parameter(key).per_model:
+    def _tokenizer(self) -> TokenizerSettings | None:
+        file = self.file
+        if file.tokenizer is not None and file.tokenizer_source is not None:
             raise RecipeError(
-                f"model {label}: {key} is one for the whole merge; "
-                f"put `{key}` under the top-level parameters"
+                f"{file.origin.at('tokenizer_source')}tokenizer_source and tokenizer are both "
+                "given; want one of them (tokenizer_source is tokenizer.source)"
             )
-    return _named(method, entry.parameters, f"model {label}: ")
-
-
-def _inputs(
-    method: Method, file: RecipeFile, shared: Mapping[str, Any], notes: list[str]
-) -> tuple[list[ModelEntry], Source | None]:
-    """The entries to merge and the base; a base among the models is told apart."""
-    entries = list(file.models)
-    seen: dict[Any, Source] = {}
-    for entry in entries:
-        if entry.model.key in seen:
-            raise RecipeError(
-                f"model {entry.model.label} is listed twice; list it once, with the sum of weights"
-            )
-        seen[entry.model.key] = entry.model
-    base = file.base_model
-    if base is None:
-        if method.base:
-            raise RecipeError(
-                f"{method.name} needs a base model: name the one the models were fine-tuned from "
-                "(base_model in a recipe, base= in Python, --base on the command line)"
-            )
-        return entries, None
-    if not method.base:
-        return _with_base(method, entries, base, shared)
-    experts = [entry for entry in entries if entry.model.key != base.key]
-    if not experts:
-        raise RecipeError(f"no models to merge besides the base {base.label}")
-    if any(entry.parameters for entry in entries if entry.model.key == base.key):
-        notes.append(f"parameters of {base.label} have no effect: it is the base")
-    return experts, base
-
-
-def _with_base(
-    method: Method, entries: list[ModelEntry], base: Source, shared: Mapping[str, Any]
-) -> tuple[list[ModelEntry], Source]:
-    """A base named for a method that has none: one input more, if a weight reaches it."""
-    for entry in entries:
-        if entry.model.key == base.key:
-            return entries, entry.model
-    if isinstance(shared.get("weight"), (list, tuple)) or "weight" not in shared:
-        raise RecipeError(
-            f"{method.name} treats base_model {base.label} as one more input, and it has no "
-            f"weight: list it under models with a weight (0 to leave it out of the average), "
-            "or drop base_model"
+        found: TokenizerSettings | None = self._placed(
+            ("tokenizer",), parse_tokenizer, file.tokenizer, self._known
         )
-    return [*entries, ModelEntry(model=base)], base
+        if file.tokenizer_source is None:
+            return found
+        place = ("tokenizer_source",)
+        return TokenizerSettings(
+            self._placed(place, parse_vocabulary, file.tokenizer_source, *place, self._known)
+        )
+
+    def _placed(self, path: tuple[str, ...], parse: Any, value: Any, *rest: Any) -> Any:
+        """parse(value, …), its errors with the line; None for None."""
+        try:
+            return None if value is None else parse(value, *rest)
+        except RecipeError as error:
+            raise RecipeError(f"{self.file.origin.at(*path)}{error}") from error

@@ -1,119 +1,241 @@
-"""The recipe file: mergekit's format, as far as it is read here, checked key by key."""
+"""The recipe file: mergekit's format, and `grid` and `preset`, checked key by key."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 
 from mergekern.errors import RecipeError
-from mergekern.methods import nearest
-from mergekern.recipe.source import Source, parse_source
+from mergekern.recipe.keys import Notes, check_keys
+from mergekern.recipe.source import Source, is_reference, parse_source
+from mergekern.recipe.text import Origin, Path, spell
 
-# Keys of mergekit's format that have a meaning there and none here so far.
-UNREAD = ("slices", "modules", "tokenizer", "tokenizer_source", "chat_template", "name")
+REFERENCE = ("model", "lora", "override_architecture", "path", "revision")
+TOKENIZER = ("source", "tokens", "pad_to_multiple_of")
+TOKEN = ("source", "force")
+TOKEN_SOURCE = ("kind", "model", "token", "token_id", *REFERENCE[1:])
 
-Setting = bool | int | float | str
 
+class _Place(BaseModel):
+    """Something in a recipe; `path` leads to it."""
 
-class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True)
-
-
-class ModelEntry(_Strict):
-    """One entry of `models`."""
-
-    model: Source
+    path: Path = ()
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
-class RecipeFile(_Strict):
+T = TypeVar("T", bound=_Place)
+
+
+class ModelEntry(_Place):
+    """One entry of `models`, or of a slice's `sources`, which has layers."""
+
+    model: Source
+    layer_range: tuple[int, int] | None = None
+
+
+class Slice(_Place):
+    """One entry of `slices`: a run of output layers."""
+
+    sources: tuple[ModelEntry, ...]
+    base_model: Source | None = None
+
+
+class Module(_Place):
+    """One value of `modules`: a part of the model with layers of its own, by its name."""
+
+    models: tuple[ModelEntry, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    base_model: Source | None = None
+
+
+class RecipeFile(_Place):
     """A recipe as written. Parameters are checked against the method later, see resolve.py.
 
     grid: parameters with lists of values; then it stands for many recipes, see grid.py
     """
 
     merge_method: str
-    models: tuple[ModelEntry, ...]
+    models: tuple[ModelEntry, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    modules: dict[str, Module] = Field(default_factory=dict)
     base_model: Source | None = None
-    parameters: dict[str, Any] = Field(default_factory=dict)
     grid: Any = None
     preset: str | None = None
     dtype: str | None = None
     out_dtype: str | None = None
+    tokenizer: dict[str, Any] | None = None
+    tokenizer_source: Any = None
+    chat_template: str | None = None
+    origin: InstanceOf[Origin] = Origin()
+    notes: InstanceOf[Notes] = Notes(Origin())
+
+    def places(self) -> Iterator[_Place]:
+        """Every place that may hold parameters, from the top down."""
+        yield self
+        yield from self.modules.values()
+        holders: list[RecipeFile | Module] = [self, *self.modules.values()]
+        for holder in holders:
+            yield from holder.models
+            for run in holder.slices:
+                yield run
+                yield from run.sources
 
 
-def parse_recipe(content: Any, where: str) -> RecipeFile:
-    """Plain data -> RecipeFile; RecipeError naming the key, and the nearest one that is known.
+NAMES: Mapping[type[_Place], tuple[str, ...]] = {
+    kind: (*(n for n in kind.__annotations__ if n not in ("origin", "notes")), "parameters")
+    for kind in (ModelEntry, Slice, Module, RecipeFile)
+}
+LISTED = tuple(name for name in NAMES[ModelEntry] if name != "layer_range")
 
-    where: the file's name, or another word for the origin, which messages begin with.
-    """
+
+def parse_recipe(content: Any, origin: Origin | None = None) -> RecipeFile:
+    """Plain data -> RecipeFile; RecipeError naming the line, the key, and the nearest one known."""
+    origin = origin or Origin()
     if not isinstance(content, Mapping):
-        raise RecipeError(f"{where}: want a mapping with merge_method and models, not {content!r}")
-    for key in UNREAD:
-        if content.get(key) is not None:
-            raise RecipeError(f"{where}: the key {key!r} of mergekit's format is not read yet")
-    present = {key: value for key, value in content.items() if value is not None}
-    if "base_model" in present:
-        present["base_model"] = parse_source(present["base_model"], "base_model")
-    if "models" in present:
-        present["models"] = _entries(present["models"], where)
-    if "parameters" in present:
-        present["parameters"] = _settings(present["parameters"], f"{where}: parameters")
-    try:
-        return RecipeFile.model_validate(present)
-    except ValidationError as error:
-        raise RecipeError(f"{where}: {_explain(error)}") from error
+        wanted = "want a mapping with merge_method and models"
+        raise RecipeError(f"{origin.at()}{wanted}, not {content!r}")
+    reader = _Reader(origin)
+    file = reader.recipe(content)
+    _check_one_of(file, origin.at(), "models, slices or modules")
+    return file
 
 
-def _entries(models: Any, where: str) -> list[Any]:
-    if not isinstance(models, (list, tuple)):
-        raise RecipeError(f"{where}: models is {models!r}; want a list of entries `- model: ...`")
-    if not models:
-        raise RecipeError(f"{where}: models is empty; list at least one model to merge")
-    entries = []
-    for place, entry in enumerate(models):
-        name = f"models[{place}]"
-        if not isinstance(entry, Mapping) or "model" not in entry:
-            raise RecipeError(f"{where}: {name} is {entry!r}; want an entry `model: ...`")
-        present = {key: value for key, value in entry.items() if value is not None}
-        present["model"] = parse_source(entry["model"], name)
-        if "parameters" in present:
-            inside = f"{where}: {name}.parameters"
-            present["parameters"] = _settings(present["parameters"], inside)
-        entries.append(present)
-    return entries
+def _check_one_of(place: RecipeFile | Module, where: str, wanted: str) -> None:
+    names = [name for name in ("models", "slices", "modules") if getattr(place, name, None)]
+    if not names:
+        raise RecipeError(f"{where}lists no models to merge: want {wanted}, with at least one")
+    if len(names) > 1:
+        raise RecipeError(f"{where}{' and '.join(names)} are both given; want one of {wanted}")
 
 
-def _settings(parameters: Any, where: str) -> dict[str, Setting]:
-    if not isinstance(parameters, Mapping):
-        raise RecipeError(f"{where} is {parameters!r}; want a mapping of names to values")
-    for name, value in parameters.items():
-        conditional = isinstance(value, Mapping) or (
-            isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
-        )
-        if conditional:
-            raise RecipeError(f"{where}.{name}: values with a filter are not read yet")
-        if isinstance(value, (list, tuple)):
-            raise RecipeError(
-                f"{where}.{name}: a list of values over the layers is not read yet; "
-                "for one value per model write it under that model's parameters"
-            )
-    return {str(name): value for name, value in parameters.items() if value is not None}
+class _Reader:
+    """Reads one recipe's plain data from the top down; messages name the place."""
 
+    def __init__(self, origin: Origin) -> None:
+        self.origin = origin
+        self.notes = Notes(origin)
 
-def _explain(error: ValidationError) -> str:
-    """One fault in one line."""
-    faults = error.errors()
-    # A misspelt key is also a missing one; the spelling says more.
-    fault = next((each for each in faults if each["type"] == "extra_forbidden"), faults[0])
-    place = ".".join(str(part) for part in fault["loc"])
-    key = str(fault["loc"][-1])
-    inside: type[BaseModel] = ModelEntry if len(fault["loc"]) > 1 else RecipeFile
-    if fault["type"] == "extra_forbidden":
-        known = list(inside.model_fields)
-        return f"unknown key {place!r}{nearest(key, known)} (keys: {', '.join(known)})"
-    if fault["type"] == "missing":
-        return f"the key {place!r} is missing"
-    return f"{place} is {fault['input']!r}: {fault['msg']}"
+    def recipe(self, content: Mapping[str, Any]) -> RecipeFile:
+        present = self._present(content, NAMES[RecipeFile], ())
+        self._contents(present, ())
+        modules = present.get("modules", {})
+        if not isinstance(modules, Mapping):
+            raise self._wrong(("modules",), modules, "a mapping of names to their models or slices")
+        present["modules"] = {str(k): self._module(("modules", k), v) for k, v in modules.items()}
+        if isinstance(present.get("tokenizer"), Mapping):
+            self._tokenizer(present["tokenizer"])
+        places = {"origin": self.origin, "notes": self.notes}
+        return self._made(RecipeFile, (), {**present, **places})
+
+    def _module(self, path: Path, content: Any) -> Module:
+        present = self._present(content, NAMES[Module], path)
+        self._contents(present, path)
+        module = self._made(Module, path, present)
+        _check_one_of(module, f"{self.origin.at(*path)}{spell(path)} ", "models or slices")
+        return module
+
+    def _contents(self, present: dict[str, Any], path: Path) -> None:
+        """models, slices and base_model of a recipe or module, in place."""
+        if "models" in present:
+            entries = self._list((*path, "models"), present["models"])
+            present["models"] = [self._entry(place, entry, LISTED) for place, entry in entries]
+        if "slices" in present:
+            runs = self._list((*path, "slices"), present["slices"])
+            present["slices"] = [self._slice(place, run) for place, run in runs]
+        if "base_model" in present:
+            present["base_model"] = self._source((*path, "base_model"), present["base_model"])
+
+    def _slice(self, path: Path, content: Any) -> Slice:
+        present = self._present(content, NAMES[Slice], path)
+        sources = self._list((*path, "sources"), present.get("sources", []))
+        known = NAMES[ModelEntry]
+        present["sources"] = [self._entry(place, entry, known) for place, entry in sources]
+        if not sources:
+            raise self._wrong((*path, "sources"), [], "at least one `- model: ...`")
+        for entry in present["sources"]:
+            if entry.layer_range is None:
+                raise RecipeError(
+                    f"{self.origin.at(*entry.path)}{spell(entry.path)} has no layer_range; "
+                    "want [first, one behind the last]"
+                )
+        if "base_model" in present:
+            present["base_model"] = self._source((*path, "base_model"), present["base_model"])
+        return self._made(Slice, path, present)
+
+    def _entry(self, path: Path, content: Any, known: Collection[str]) -> ModelEntry:
+        if not isinstance(content, Mapping) or content.get("model") is None:
+            raise self._wrong(path, content, "an entry `model: ...`")
+        present = self._present(content, known, path)
+        present["model"] = self._source((*path, "model"), present["model"], spell(path))
+        layers = present.get("layer_range")
+        if layers is not None:
+            present["layer_range"] = self._layers((*path, "layer_range"), layers)
+        return self._made(ModelEntry, path, present)
+
+    def _layers(self, path: Path, layers: Any) -> tuple[int, int]:
+        pair = isinstance(layers, (list, tuple)) and len(layers) == 2
+        if pair and all(type(end) is int for end in layers) and 0 <= layers[0] <= layers[1]:
+            return layers[0], layers[1]
+        raise self._wrong(path, layers, "[first, one behind the last], counted from 0")
+
+    def _source(self, path: Path, value: Any, label: str = "") -> Source:
+        self._reference(path, value)
+        try:
+            return parse_source(value, label or spell(path))
+        except RecipeError as error:
+            raise RecipeError(f"{self.origin.at(*path)}{error}") from error
+
+    def _reference(self, path: Path, value: Any, known: Collection[str] = REFERENCE) -> None:
+        """The keys of a model reference."""
+        if not is_reference(value):
+            return
+        check_keys(value, known, path, self.notes)
+        for key in ("model", "lora"):
+            self._reference((*path, key), value.get(key))
+
+    def _tokenizer(self, content: Mapping[str, Any]) -> None:
+        """The keys of the block; its values are checked when the recipe is resolved."""
+        path: Path = ("tokenizer",)
+        check_keys(content, TOKENIZER, path, self.notes)
+        self._reference((*path, "source"), content.get("source"))
+        tokens = content.get("tokens")
+        for text, token in tokens.items() if isinstance(tokens, Mapping) else ():
+            if isinstance(token, Mapping):
+                place: Path = (*path, "tokens", text)
+                check_keys(token, TOKEN, place, self.notes)
+                self._reference((*place, "source"), token.get("source"), TOKEN_SOURCE)
+
+    def _present(self, content: Any, known: Collection[str], path: Path) -> dict[str, Any]:
+        """What is given: known keys that are neither null nor an empty list."""
+        if not isinstance(content, Mapping):
+            raise self._wrong(path, content, f"a mapping with {', '.join(known)}")
+        check_keys(content, known, path, self.notes)
+        present = {k: v for k, v in content.items() if k in known and v is not None and v != []}
+        parameters = present.get("parameters", {})
+        if not isinstance(parameters, Mapping):
+            raise self._wrong((*path, "parameters"), parameters, "a mapping of names to values")
+        return {**present, "parameters": {str(name): v for name, v in parameters.items()}}
+
+    def _list(self, path: Path, content: Any) -> list[tuple[Path, Any]]:
+        if not isinstance(content, (list, tuple)):
+            raise self._wrong(path, content, "a list of entries `- ...`")
+        return [((*path, place), entry) for place, entry in enumerate(content)]
+
+    def _made(self, kind: type[T], path: Path, present: Mapping[str, Any]) -> T:
+        try:
+            return kind.model_validate({**present, "path": path})
+        except ValidationError as error:
+            fault = error.errors()[0]
+            place = (*path, *fault["loc"])
+            if fault["type"] == "missing":
+                text = f"the key {spell(place)!r} is missing"
+                raise RecipeError(f"{self.origin.at(*path)}{text}") from error
+            text = f"{spell(place)} is {fault['input']!r}: {fault['msg']}"
+            raise RecipeError(f"{self.origin.at(*place)}{text}") from error
+
+    def _wrong(self, path: Path, found: Any, wanted: str) -> RecipeError:
+        where = self.origin.at(*path)
+        return RecipeError(f"{where}{spell(path) or 'it'} is {found!r}; want {wanted}")

@@ -65,8 +65,7 @@ class Setting:
     @cached_property
     def constant(self) -> bool:
         """True when it has the same value for every name and place."""
-        case = self.cases[0]
-        return not case.filter and len(case.values) == 1
+        return self.cases[:1] != () and not self.cases[0].filter and len(self.cases[0].values) == 1
 
     def or_else(self, other: Setting) -> Setting:
         """This one, and the other where it has no value: precedence of levels."""

@@ -107,7 +107,7 @@ def test_a_listed_base_is_no_expert_of_deltas() -> None:
     assert [source.label for source in made.sources] == ["org/a", "org/b"]
     models = [{"model": "org/a", "parameters": {"weight": 2}}, {"model": "org/b"}]
     made = read(recipe(models=models, base_model="org/a"))
-    assert made.notes == ("parameters of org/a have no effect: it is the base",)
+    assert made.notes == ("models[0].parameters has no effect: org/a is the base",)
 
 
 def test_linear_averages_a_listed_base_and_needs_a_weight_for_another() -> None:
@@ -127,30 +127,22 @@ def test_linear_averages_a_listed_base_and_needs_a_weight_for_another() -> None:
     ("changes", "message"),
     [
         ({"merge_method": "tie"}, "unknown method 'tie'; did you mean 'ties'?"),
-        ({"base_modle": "x"}, "unknown key 'base_modle'; did you mean 'base_model'?"),
-        ({"models": [{"model": "a", "paramters": {}}]}, "models.0.paramters'; did you mean 'param"),
-        ({"slices": [1]}, "'slices' of mergekit's format is not read yet"),
-        ({"tokenizer_source": "union"}, "'tokenizer_source' of mergekit's format is not read yet"),
-        ({"chat_template": "auto"}, "'chat_template' of mergekit's format is not read yet"),
-        ({"parameters": {"density": [0.1, 0.9]}}, "density: a list of values over the layers"),
-        ({"parameters": {"density": {"value": 1}}}, "density: values with a filter are not read"),
-        ({"parameters": {"density": [{"value": 1}]}}, "density: values with a filter are not read"),
+        ({"base_modle": "x", "base_model": None}, "unknown key 'base_modle'; did you mean 'base_m"),
+        (
+            {"models": [{"model": "a", "paramters": {}}]},
+            r"^recipe: unknown key 'models\[0\].paramters'; did you mean 'parameters'",
+        ),
+        ({"slices": [1], "models": []}, r"slices\[0\] is 1; want a mapping with sources"),
         ({"parameters": 3}, "parameters is 3; want a mapping"),
-        ({"models": []}, "models is empty"),
-        ({"models": None}, "the key 'models' is missing"),
-        ({"models": {"a": 1}}, "want a list of entries `- model: ...`"),
+        ({"models": []}, "lists no models to merge: want models, slices or modules"),
+        ({"models": None}, "lists no models to merge"),
+        ({"models": {"a": 1}}, "want a list of entries"),
         ({"models": ["org/a"]}, r"models\[0\] is 'org/a'; want an entry `model: ...`"),
         ({"models": [{"model": "a"}, {"model": "a/"}]}, "model a/ is listed twice"),
         ({"models": [{"model": "org/base"}]}, "no models to merge besides the base org/base"),
-        ({"models": [{"model": "a+lora"}]}, "LoRA inputs are not read yet"),
-        ({"models": [{"model": {"model": "a", "lora": "l"}}]}, "LoRA inputs are not read yet"),
         ({"base_model": None}, "ties needs a base model.*--base"),
         ({"dtype": "int64"}, "dtype 'int64' is not one of float64"),
         ({"merge_method": 3}, "merge_method is 3: "),
-        (
-            {"models": [{"model": "org/a", "parameters": {"normalize": False}}]},
-            "model org/a: normalize is one for .*put `normalize` under the top-level parameters",
-        ),
     ],
 )
 def test_wrong_recipes_are_told_what_to_mend(changes, message) -> None:
@@ -186,24 +178,6 @@ def test_models_belong_to_a_methods_name() -> None:
         read("ties", base="org/base", models="org/a")
     with pytest.raises(RecipeError, match="no models to merge"):
         read("ties", base="org/base", models=[])
-
-
-def test_references(tmp_path) -> None:
-    assert parse_source("org/a@v1", "m").where == "org/a"
-    assert parse_source("org/a@v1", "m").revision == "v1"
-    assert parse_source("org/a@v1", "m").label == "org/a@v1"
-    assert parse_source({"model": {"path": "org/a", "revision": "v1"}}, "m").revision == "v1"
-    assert parse_source({"path": "org/a@v2"}, "m").revision == "v2"
-    odd = tmp_path / "a+b@c"
-    odd.mkdir()
-    assert parse_source(str(odd), "m").where == str(odd)
-    assert parse_source(odd, "m").where == str(odd)
-    state = {"w": torch.zeros(1)}
-    assert parse_source(state, "models[0]").in_memory
-    assert parse_source(state, "models[0]").label == "models[0]"
-    for wrong in ("org/a@", "a@b@c", "@v", " ", None, 3, ["a"], {"model": None}):
-        with pytest.raises(RecipeError, match=r"^m"):
-            parse_source(wrong, "m")
 
 
 def test_one_folder_under_two_names_is_one_model(tmp_path, monkeypatch) -> None:
