@@ -46,7 +46,14 @@ class Parameter:
         return self.keyword.removesuffix("_")
 
     @property
+    def required(self) -> bool:
+        """True when the signature has no default: every tensor needs a value from the recipe."""
+        return self.default is inspect.Parameter.empty
+
+    @property
     def default_text(self) -> str:
+        if self.required:
+            return "required"
         if self.default is None:
             return self.doc.unset
         return str(self.default).lower() if self.kind == "flag" else str(self.default)

@@ -155,37 +155,37 @@ def _inputs(
             )
         seen[entry.model.key] = entry.model
     base = file.base_model
-    if base is None:
-        if method.base:
-            raise RecipeError(
-                f"{method.name} needs a base model: name the one the models were fine-tuned from "
-                "(base_model in a recipe, base= in Python, --base on the command line)"
-            )
-        return entries, None
-    if not method.base:
-        return _with_base(method, entries, base, shared)
-    experts = [entry for entry in entries if entry.model.key != base.key]
-    if not experts:
-        raise RecipeError(f"no models to merge besides the base {base.label}")
-    if any(entry.parameters for entry in entries if entry.model.key == base.key):
-        notes.append(f"parameters of {base.label} have no effect: it is the base")
-    return experts, base
+    if base is not None and not method.takes_deltas(True):
+        entries, base = _with_base(method, entries, base, shared)
+    elif base is not None:
+        if any(entry.parameters for entry in entries if entry.model.key == base.key):
+            notes.append(f"parameters of {base.label} have no effect: it is the base")
+        entries = [entry for entry in entries if entry.model.key != base.key]
+        if not entries:
+            raise RecipeError(f"no models to merge besides the base {base.label}")
+    labels = [entry.model.label for entry in entries]
+    method.check_models(labels, None if base is None else base.label)
+    return entries, base
 
 
 def _with_base(
     method: Method, entries: list[ModelEntry], base: Source, shared: Mapping[str, Any]
 ) -> tuple[list[ModelEntry], Source]:
-    """A base named for a method that has none: one input more, if a weight reaches it."""
-    for entry in entries:
-        if entry.model.key == base.key:
-            return entries, entry.model
-    if isinstance(shared.get("weight"), (list, tuple)) or "weight" not in shared:
+    """A base from which no deltas are taken: one input more, if a weight reaches it."""
+    own = next((entry for entry in entries if entry.model.key == base.key), None)
+    weighted = any(parameter.name == "weight" for parameter in method.parameters)
+    given = "weight" in shared and not isinstance(shared["weight"], (list, tuple))
+    if own is None and weighted and not given:
         raise RecipeError(
             f"{method.name} treats base_model {base.label} as one more input, and it has no "
             f"weight: list it under models with a weight (0 to leave it out of the average), "
             "or drop base_model"
         )
-    return [*entries, ModelEntry(model=base)], base
+    others = [entry for entry in entries if entry is not own]
+    if method.base_role == "first":
+        entries = [own or ModelEntry(model=base), *others]
+        return entries, entries[0].model
+    return (entries, own.model) if own else ([*entries, ModelEntry(model=base)], base)
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,10 @@ class _Levels:
         for level in (self.given, self.top, self.preset):
             if parameter.name in level:
                 return parameter.parse(level[parameter.name])
+        if parameter.required:
+            raise RecipeError(
+                f"{parameter.name} is not given, and has no default: want {parameter.wanted}"
+            )
         return parameter.default
 
     def per_model(self, parameter: Parameter) -> tuple[Any, ...]:
