@@ -61,7 +61,7 @@ def _hub_id(source: Source) -> str | None:
 def _models_table(recipe: Recipe) -> str:
     values = per_model(recipe.parameters)
     rows = [["model", *values], ["---"] * (1 + len(values))]
-    if recipe.base is not None and recipe.method.base:
+    if recipe.base is not None and recipe.method.takes_deltas(True):
         rows.append([f"{_name(recipe.base)} (base)", *[""] * len(values)])
     for place, source in enumerate(recipe.experts):
         rows.append([_name(source), *(show(each[place]) for each in values.values())])

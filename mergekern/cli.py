@@ -232,8 +232,8 @@ def _methods_table() -> Table:
 
 
 def _tell(console: Console, method: Method) -> None:
-    needs = "needs a base model" if method.base else "without a base model"
-    typer.echo(f"{method.name}: {method.title} ({method.paper}), {needs}\n\n{method.doc}\n")
+    heading = f"{method.name}: {method.title} ({method.paper}), {method.base_text}"
+    typer.echo(f"{heading}\n\n{method.doc}\n")
     table = Table(box=None, pad_edge=False)
     for title in ("parameter", "default", "meaning"):
         table.add_column(title, overflow="fold")

@@ -13,7 +13,7 @@ from mergekern.methods import nearest
 from mergekern.outputs import Held, Output, members_of
 from mergekern.plan import Input, Step
 from mergekern.recipe import Recipe
-from mergekern.spec import Spec
+from mergekern.spec import AS_IS, Spec
 from mergekern.tied import VOCABULARY
 
 Mismatch = Literal["error", "base", "skip-model"]
@@ -23,8 +23,6 @@ Gone = list[tuple[int, str, str]]  # model, stored name, reason
 # change, but a merge can have one value of.
 ARCHITECTURE = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim")
 BEHAVIOUR = ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "hidden_act")
-
-AS_IS = Spec("linear_combination", (1.0,), (1.0,), (0.0,), (1.0,))
 
 
 class Fitting:
@@ -41,7 +39,6 @@ class Fitting:
         place = {id(source): model for model, source in enumerate(sources)}
         self.recipe = recipe
         self.mismatch = mismatch
-        self.deltas = recipe.method.base
         self.labels = tuple(source.label for source in sources)
         self.base = None if recipe.base is None else place[id(recipe.base)]
         self.donor = self.base or 0
@@ -94,7 +91,7 @@ class Fitting:
         """The step of one output tensor, None when it is left out, and what it leaves out."""
         name, held, members = output.name, output.held, self._members[output.part]
         base = members.base
-        if base is not None and base not in held and (self.deltas or self.mismatch == "base"):
+        if base is not None and base not in held and (members.deltas or self.mismatch == "base"):
             return None, self._orphan(held, base)
         like = next(m for m in (base, self.donor, min(held)) if m is not None and m in held)
         misfits = {
@@ -157,36 +154,31 @@ class Fitting:
     def _step(self, output: Output, fit: Held, like: int, why: str) -> Step:
         """The step over the models that fit; a base that stands alone is taken as it is."""
         name, info, members = output.name, fit[like], self._members[output.part]
-        alone = len(fit) == 1 and (self.deltas or self.mismatch == "base")
+        alone = len(fit) == 1 and (members.deltas or self.mismatch == "base")
         dtype = self.recipe.out_dtype or self.recipe.dtype or info.dtype
-        keep = dtype == info.dtype or info.dtype not in MERGEABLE
-        if info.dtype in DISCRETE or (alone and keep):
-            note = f"{self.labels[like]} alone: {why}" if alone else "equal in every model"
-            return Step(
-                name=name,
-                action="copy",
-                dtype=info.dtype,
-                shape=info.shape,
-                base=None,
-                experts=tuple(Input(model, info.name) for model, info in fit.items()),
-                expert_index=tuple(range(len(fit))),
-                note=note,
-            )
-        self._check_mergeable(name, fit)
+        note = f"{self.labels[like]} alone: {why}" if alone else why or self._lent(name, fit)
+        if info.dtype in DISCRETE:
+            return _copy(name, fit, note if len(fit) == 1 else "equal in every model")
         experts = [model for model in fit if alone or model in members.experts]
-        names = [fit[model].name for model in experts]
         places = (0,) if alone else tuple(self.expert_of[model] for model in experts)
+        spec = AS_IS if alone else self._spec(output, experts, [fit[m].name for m in experts])
+        if spec is AS_IS:
+            own = {model: fit[model] for model in experts}
+            (only,) = own.values()
+            if only.dtype == dtype or only.dtype not in MERGEABLE:
+                return _copy(name, own, note)
+        self._check_mergeable(name, fit)
         return Step(
             name=name,
             action="merge",
             dtype=dtype,
             shape=info.shape,
-            base=Input(like, info.name) if self.deltas and not alone else None,
-            experts=tuple(map(Input, experts, names)),
+            base=Input(like, info.name) if members.deltas and spec is not AS_IS else None,
+            experts=tuple(Input(model, fit[model].name) for model in experts),
             expert_index=places,
             work=work_dtype([info.dtype for info in fit.values()]),
-            spec=AS_IS if alone else self._spec(output, experts, names),
-            note=f"{self.labels[like]} alone: {why}" if alone else why or self._lent(name, fit),
+            spec=spec,
+            note=note,
         )
 
     def _spec(self, output: Output, experts: Sequence[int], names: Sequence[str]) -> Spec:
@@ -208,3 +200,18 @@ class Fitting:
                     f"{dtype_name(info.dtype)}, which does not merge; "
                     "convert the model to bfloat16 or float32 first"
                 )
+
+
+def _copy(name: str, held: Held, note: str) -> Step:
+    """The bytes of a tensor that one model has, or several have alike."""
+    info = next(iter(held.values()))
+    return Step(
+        name=name,
+        action="copy",
+        dtype=info.dtype,
+        shape=info.shape,
+        base=None,
+        experts=tuple(Input(model, info.name) for model, info in held.items()),
+        expert_index=tuple(range(len(held))),
+        note=note,
+    )

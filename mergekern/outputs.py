@@ -36,10 +36,12 @@ class Members:
 
     base:    gives the deltas, or decides shapes; None when no model was named for it
     experts: model -> place in part.experts
+    deltas:  what is merged are the experts' differences from the base
     """
 
     base: int | None
     experts: Mapping[int, int]
+    deltas: bool
 
     @cached_property
     def models(self) -> tuple[int, ...]:
@@ -54,6 +56,7 @@ def members_of(recipe: Recipe) -> tuple[Members, ...]:
         Members(
             None if part.base is None else place[id(part.base)],
             {place[id(entry.source)]: k for k, entry in enumerate(part.experts)},
+            recipe.method.takes_deltas(part.base is not None),
         )
         for part in recipe.parts
     )

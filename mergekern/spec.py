@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Literal
 
 from mergekern.fused import Combine, Elect, Rule
+from mergekern.geometry import Geometry
 
 Rescale = Literal["none", "drop_rate", "l1"]
 Ballot = Literal["weighted", "unweighted"]
@@ -24,15 +25,17 @@ class Spec:
     """One tensor's merge in the words of the methods; methods/ documents each parameter.
 
     density and gamma trim by magnitude (keep the `density` fraction below the `gamma` largest);
-    keep is the probability of the random drop's coin. All are 1, 0 and 1 where not asked for.
+    keep is the probability of the random drop's coin. All are 1, 0 and 1, or nothing, where not
+    asked for. With a geometry, coefficients come from it and not from weights; a linear_combination
+    of a step that has a base is one of deltas, and the base is added to it.
     What follows from them is found out once, as all tensors with equal parameters share a spec.
     """
 
     rule: Rule
-    weight: tuple[float, ...]
-    density: tuple[float, ...]
-    gamma: tuple[float, ...]
-    keep: tuple[float, ...]
+    weight: tuple[float, ...] = ()
+    density: tuple[float, ...] = ()
+    gamma: tuple[float, ...] = ()
+    keep: tuple[float, ...] = ()
     rescale: Rescale = "none"
     elect: Elect = "none"
     ballot: Ballot = "weighted"
@@ -42,6 +45,7 @@ class Spec:
     scope: Scope = "tensor"
     ties: Ties = "index"
     seed: int = 0
+    geometry: Geometry | None = None
 
     @cached_property
     def trims(self) -> bool:
@@ -81,7 +85,15 @@ class Spec:
     @cached_property
     def asks(self) -> Hashable:
         """All that statistics.numbers_of() depends on besides the tensor and its windows; None
-        where a tensor's thresholds are all that is needed of it."""
+        where a tensor's thresholds are all that is needed of it.
+
+        A Gram matrix serves every geometry, so that a grid over t has it once.
+        """
+        if self.geometry is not None and self.geometry.rows is None:
+            return "gram"
         if self.rescale == "l1" and (self.trims or any(keep < 1 for keep in self.keep)):
             return ("l1", self.keep, self.seed)
         return None
+
+
+AS_IS = Spec("linear_combination", (1.0,))  # one model's tensor, unchanged

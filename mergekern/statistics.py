@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from mergekern.backends import Backend
-from mergekern.fused import KEEP_ALL, Combine, ExpertScalars, FusedOp, Window, name_hash
+from mergekern.errors import MergeError
+from mergekern.fused import KEEP_ALL, Combine, ExpertScalars, FusedOp, Rule, Window, name_hash
+from mergekern.geometry import Gram
 from mergekern.plan import Step
 from mergekern.spec import Spec
 from mergekern.tiles import Tensors
@@ -21,9 +24,11 @@ class Numbers:
     """What was found out about one tensor besides its windows; None where it has no part.
 
     scales: what each expert's kept delta is multiplied by
+    gram:   dot products of the experts' deltas, or of their weights where there is no base
     """
 
     scales: tuple[float, ...] | None = None
+    gram: Gram | None = None
 
 
 NOTHING = Numbers()
@@ -36,11 +41,12 @@ def fused_op(
     spec = step.spec
     assert spec is not None, f"{step.name}: not a merge step"
     windows = windows or (Window(),) * len(step.experts)
-    scales = numbers.scales or _plain_scales(spec)
+    scales = numbers.scales or _plain_scales(spec, len(step.experts))
+    weight = spec.weight if spec.geometry is None else _coefficients(step, numbers.gram)
     experts = []
     for place, index in enumerate(step.expert_index):
-        coef = spec.weight[place] * scales[place]
-        keep = spec.keep[place]
+        coef = weight[place] * scales[place]
+        keep = spec.keep[place] if spec.keep else 1.0
         experts.append(
             ExpertScalars(
                 index=index,
@@ -53,7 +59,7 @@ def fused_op(
         )
     combine, divisor = _combination(spec)
     return FusedOp(
-        rule=spec.rule,
+        rule=_rule(step, spec),
         experts=tuple(experts),
         elect=spec.elect,
         combine=combine,
@@ -65,10 +71,29 @@ def fused_op(
     )
 
 
-def _plain_scales(spec: Spec) -> tuple[float, ...]:
+def _rule(step: Step, spec: Spec) -> Rule:
+    """A linear combination of deltas is one of task vectors."""
+    combined = spec.rule == "linear_combination" and step.base is not None
+    return "task_vector" if combined else spec.rule
+
+
+def _plain_scales(spec: Spec, experts: int) -> tuple[float, ...]:
     if spec.rescale == "drop_rate":
         return tuple(1.0 / (d * k) for d, k in zip(spec.density, spec.keep, strict=True))
-    return (1.0,) * len(spec.weight)
+    return (1.0,) * experts
+
+
+def _coefficients(step: Step, gram: Gram | None) -> tuple[float, ...]:
+    """What a step's geometry makes of its Gram matrix; NaN of one that is not finite, as the fused
+    pass finds the NaN or Inf behind that, or calls the result too large."""
+    assert step.spec is not None and step.spec.geometry is not None
+    assert gram is not None, f"{step.name}: no Gram matrix"
+    if not all(math.isfinite(dot) for row in gram for dot in row):
+        return (math.nan,) * len(gram)
+    try:
+        return step.spec.geometry.coefficients(gram)
+    except ValueError as error:
+        raise MergeError(f"{step.name}: {error}") from error
 
 
 def numbers_of(
@@ -78,7 +103,18 @@ def numbers_of(
     (step,) = tensors.steps
     if step.spec is None or step.spec.asks is None:
         return NOTHING
+    if step.spec.geometry is not None:
+        return Numbers(gram=_gram(backend, tensors))
     return Numbers(scales=_l1_scales(backend, tensors, windows))
+
+
+def _gram(backend: Backend, tensors: Tensors) -> Gram:
+    """The dot products of one tensor's experts, the blocks of all its tiles added in order."""
+    (step,) = tensors.steps
+    total = np.zeros((1, len(step.experts), len(step.experts)))
+    for _, tile in tensors.tiles():
+        total = in_order(total, backend.gram(tile, step.work))
+    return tuple(map(tuple, total[0].tolist()))
 
 
 def _l1_scales(

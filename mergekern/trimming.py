@@ -133,6 +133,8 @@ def _ranks(steps: Sequence[Step]) -> tuple[dict[Wanted, int], bool]:
         spec = step.spec
         assert spec is not None, f"{step.name}: not a merge step"
         by_index = spec.ties == "index"
+        if not spec.trims:
+            continue
         wanted = cut_ranks(spec, np.array([numels[expert] for expert in step.expert_index]))
         for place, expert in enumerate(step.expert_index):
             for side in (LOWER, UPPER):

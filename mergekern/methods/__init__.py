@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mergekern.methods import linear, task_vectors
+from mergekern.methods import linear, model_stock, passthrough, spherical, task_vectors
 from mergekern.methods.parameters import Doc, Parameter, nearest
 from mergekern.methods.registry import Method, Preset, all_methods, get_method, method
 
@@ -15,6 +15,9 @@ __all__ = [
     "get_method",
     "linear",
     "method",
+    "model_stock",
     "nearest",
+    "passthrough",
+    "spherical",
     "task_vectors",
 ]

@@ -10,7 +10,7 @@ from mergekern.methods.weights import check_divisible
 from mergekern.spec import Spec
 
 
-@method("linear", base=False, title="weighted average, model soup", paper="arXiv:2203.05482")
+@method("linear", base_role="input", title="weighted average, model soup", paper="arXiv:2203.05482")
 def linear(
     *,
     weight: Annotated[tuple[float, ...], Doc("factor of each model's weights")] = (1.0,),
@@ -24,12 +24,4 @@ def linear(
     """
     if normalize:
         check_divisible(weight)
-    ones = (1.0,) * len(weight)
-    return Spec(
-        rule="linear_combination",
-        weight=weight,
-        density=ones,
-        gamma=(0.0,) * len(weight),
-        keep=ones,
-        normalize=normalize,
-    )
+    return Spec(rule="linear_combination", weight=weight, normalize=normalize)

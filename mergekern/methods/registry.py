@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from mergekern.errors import RecipeError
 from mergekern.methods.parameters import Parameter, nearest, parameters_of
 from mergekern.spec import Spec
+
+BaseRole = Literal["required", "optional", "input", "first"]
+_NAME_IT = "(base_model in a recipe, base= in Python, --base on the command line)"
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,14 @@ class Preset:
 class Method:
     """A merge method: a function from resolved parameters to a `Spec`.
 
-    base:    True when it works on deltas from a base model
+    base_role: what a base model is to it
+        required  deltas are taken from it
+        optional  deltas are taken from it, where one is named
+        input     one more model to merge, where one is named
+        first     the first of the models to merge, and one has to be named
+    models:  how many it merges at the least and at the most, a base from which deltas are taken
+             not among them
+    lone:    a slice with one model alone is that model's, as it is
     inert:   parameters accepted for compatibility, without effect: name -> why
     presets: bundles of parameters by name
     """
@@ -34,10 +44,46 @@ class Method:
     title: str
     paper: str
     doc: str
-    base: bool
+    base_role: BaseRole
+    models: tuple[int, int | None]
+    lone: bool
     parameters: tuple[Parameter, ...]
     inert: Mapping[str, str]
     presets: Mapping[str, Preset]
+
+    def takes_deltas(self, has_base: bool) -> bool:
+        """True when it merges deltas from a base, and not weights."""
+        return self.base_role == "required" or (self.base_role == "optional" and has_base)
+
+    @property
+    def base_text(self) -> str:
+        """What a base model is to it, in words."""
+        return _ROLES[self.base_role]
+
+    def check_models(self, labels: Sequence[str], base: str | None, in_slice: bool = False) -> None:
+        """RecipeError unless it can merge these models.
+
+        labels: of the models to merge;  base: the label of the base, None where none is named
+        """
+        if base is None and self.base_role in ("required", "first"):
+            which = (
+                "name the one the models were fine-tuned from"
+                if self.base_role == "required"
+                else "name the one to begin with"
+            )
+            raise RecipeError(f"{self.name} needs a base model: {which} {_NAME_IT}")
+        least, most = self.models
+        many = most is not None and len(labels) > most
+        if not many and (len(labels) >= least or (self.lone and in_slice and len(labels) == 1)):
+            return
+        exactly = "exactly" if least == most else "at least"
+        besides = self.takes_deltas(base is not None)
+        where = ", besides the base," if besides else ", the base among them," if base else ""
+        found = ", ".join(labels) or "none"
+        raise RecipeError(
+            f"{self.name} merges {exactly} {_plural(least)}{where} and is given {len(labels)}: "
+            f"{found}; {'leave some out' if many else 'name more'} under models"
+        )
 
     def parameter(self, name: str) -> Parameter:
         """The parameter of that name, in either spelling; RecipeError with the nearest name."""
@@ -67,6 +113,12 @@ class Method:
         return self.function(**{p.keyword: parameters[p.name] for p in self.parameters})
 
 
+_ROLES: Mapping[BaseRole, str] = {
+    "required": "needs a base model",
+    "optional": "with or without a base model",
+    "input": "without a base model",
+    "first": "needs a base model, which is the first of the models it merges",
+}
 _METHODS: dict[str, Method] = {}
 
 
@@ -74,23 +126,41 @@ def register(
     function: Callable[..., Spec],
     name: str,
     *,
-    base: bool,
+    base_role: BaseRole,
     title: str,
     paper: str,
     doc: str,
     parameters: tuple[Parameter, ...],
+    models: tuple[int, int | None] = (1, None),
+    lone: bool = False,
     inert: Mapping[str, str] | None = None,
     presets: Mapping[str, Preset] | None = None,
 ) -> None:
     """Add a method to the table."""
     assert name not in _METHODS, f"two methods are named {name}"
     _METHODS[name] = Method(
-        name, function, title, paper, doc, base, parameters, inert or {}, presets or {}
+        name=name,
+        function=function,
+        title=title,
+        paper=paper,
+        doc=doc,
+        base_role=base_role,
+        models=models,
+        lone=lone,
+        parameters=parameters,
+        inert=inert or {},
+        presets=presets or {},
     )
 
 
 def method(
-    name: str, *, base: bool, title: str, paper: str
+    name: str,
+    *,
+    base_role: BaseRole,
+    title: str,
+    paper: str,
+    models: tuple[int, int | None] = (1, None),
+    lone: bool = False,
 ) -> Callable[[Callable[..., Spec]], Callable[..., Spec]]:
     """Make a function a method: its signature is the configuration, its docstring the manual."""
 
@@ -98,7 +168,9 @@ def method(
         register(
             function,
             name,
-            base=base,
+            base_role=base_role,
+            models=models,
+            lone=lone,
             title=title,
             paper=paper,
             doc=inspect.getdoc(function) or "",
@@ -120,6 +192,11 @@ def get_method(name: str) -> Method:
         return _METHODS[name]
     hint = nearest(name, _METHODS)
     raise RecipeError(f"unknown method {name!r}{hint} (methods: {', '.join(_METHODS)})")
+
+
+def _plural(count: int) -> str:
+    words = {1: "one model", 2: "two models"}
+    return words.get(count, f"{count} models")
 
 
 def _elsewhere(name: str) -> str:

@@ -211,7 +211,7 @@ for _member in FAMILY:
     register(
         partial(task_vector, _member),
         _member.name,
-        base=True,
+        base_role="required",
         title=_member.title,
         paper=_member.paper,
         doc="\n".join(line.removeprefix(" " * 8) for line in _member.doc.splitlines()),

@@ -12,7 +12,7 @@ sources as they are written.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from mergekern.dtypes import parse_dtype
 from mergekern.errors import RecipeError
@@ -58,7 +58,7 @@ class _Resolver:
         top = self.levels.read(file, "")
         parts = tuple(self._parts(top))
         base = None if file.base_model is None else self._known(file.base_model)
-        if base is None and method.base:
+        if base is None and method.takes_deltas(True):
             base = parts[0].base
         experts = tuple({id(e.source): e.source for p in parts for e in p.experts}.values())
         if not experts:
@@ -109,27 +109,25 @@ class _Resolver:
         top: Level,
     ) -> Part:
         entries, experts, base = self._inputs(models, named)
-        if self.method.base and base is None:
-            self._refuse_baseless("")
-        if base is not None and not experts:
-            raise RecipeError(f"no models to merge besides the base {base.label}")
         listed = any(entry.source is base for entry in entries)
-        if base is not None and not self.method.base and not listed:
+        if base is not None and not self._deltas(base) and not listed:
             self._check_weight(base, top)
-            entries = experts = (*entries, Entry(base))
+            first = self.method.base_role == "first"
+            entries = experts = (Entry(base), *entries) if first else (*entries, Entry(base))
+        self._check_models(experts, base)
         return Part(entries, experts, base, module, levels)
 
     def _slice(
         self, run: Slice, named: Source | None, module: str, levels: tuple[Level, ...]
     ) -> Part:
         entries, experts, base = self._inputs(run.sources, named)
-        if self.method.base and base is None:
-            self._refuse_baseless(f"{self.file.origin.at(*run.path)}{spell(run.path)}: ")
-        if not self.method.base and not any(entry.source is base for entry in entries):
+        if not self._deltas(base) and not any(entry.source is base for entry in entries):
             base = None  # of another part, or the one whose config is taken
             if run.base_model is not None:
                 why = f"{self.method.name} works without a base"
                 self.levels.notes.add((*run.path, "base_model"), why)
+        where = f"{self.file.origin.at(*run.path)}{spell(run.path)}: "
+        self._check_models(experts, base, where, in_slice=True)
         return Part(entries, experts, base, module, (self.levels.read(run, ""), *levels))
 
     def _inputs(
@@ -146,25 +144,40 @@ class _Resolver:
                     "list it once, with the sum of weights"
                 )
             own: Level = {}
-            if not self.method.base or source is not base:
+            if source is not base or not self._deltas(base):
                 own = self.levels.read(model, f"model {label}: ", per_model=True)
             elif model.parameters:
                 self.levels.notes.add((*model.path, "parameters"), f"{label} is the base")
             entries.append(Entry(source, model.layer_range, own))
-        experts = [e for e in entries if not self.method.base or e.source is not base]
+        experts = [e for e in entries if e.source is not base or not self._deltas(base)]
+        if self.method.base_role == "first":
+            experts.sort(key=lambda entry: entry.source is not base)
         return tuple(entries), tuple(experts), base
 
     def _known(self, source: Source) -> Source:
         return self._sources.setdefault(source.key, source)
 
-    def _refuse_baseless(self, where: str) -> NoReturn:
-        raise RecipeError(
-            f"{where}{self.method.name} needs a base model: name the one the models were "
-            "fine-tuned from (base_model in a recipe, base= in Python, --base on the command line)"
-        )
+    def _deltas(self, base: Source | None) -> bool:
+        return self.method.takes_deltas(base is not None)
+
+    def _check_models(
+        self,
+        experts: Sequence[Entry],
+        base: Source | None,
+        where: str = "",
+        in_slice: bool = False,
+    ) -> None:
+        """Raise RecipeError unless the method can merge these models."""
+        labels = [entry.source.label for entry in experts]
+        try:
+            self.method.check_models(labels, None if base is None else base.label, in_slice)
+        except RecipeError as error:
+            raise RecipeError(f"{where}{error}") from error
 
     def _check_weight(self, base: Source, top: Level) -> None:
         """A base named for a method that has none is one input more, if a weight reaches it."""
+        if all(parameter.name != "weight" for parameter in self.method.parameters):
+            return
         given = self.given.get("weight")
         if isinstance(given, (list, tuple)) or (given is None and "weight" not in top):
             raise RecipeError(

@@ -12,7 +12,7 @@ TWO = {"models": ["org/a", "org/b"], "base": "org/base"}
 
 
 def recipe(method: str, preset: str | None = None, **parameters: object) -> Recipe:
-    inputs = TWO if get_method(method).base else {"models": TWO["models"]}
+    inputs = TWO if get_method(method).takes_deltas(True) else {"models": TWO["models"]}
     return read(method, **inputs, preset=preset, parameters=parameters)
 
 
