@@ -30,7 +30,7 @@ def plan_of(
     **options: object,
 ) -> Plan:
     """The plan over states called base, m1, m2 … (m0, m1 … for methods without a base)."""
-    based = get_method(method).base
+    based = get_method(method).takes_deltas(True)
     labels = ["base" if based and not i else f"m{i}" for i in range(len(states))]
     opened = [
         MemoryCheckpoint(label, state, config=config)
