@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from mergekern.errors import (
     OutputError,
     RecipeError,
 )
+from mergekern.methods import get_method
 
 METHODS = [method.name for method in mergekern.methods()]
 
@@ -60,11 +62,16 @@ def test_a_plain_average_loads_and_is_right(folders, tmp_path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_makes_a_model_that_runs(folders, tmp_path, method) -> None:
-    base = None if method == "linear" else folders["base"]
-    options = {} if method == "linear" else {"density": 0.5}
-    mergekern.merge(
-        method, base=base, models=[folders["a"], folders["b"]], output=tmp_path / "o", **options
-    )
+    base, a, b = (folders[name] for name in ("base", "a", "b"))
+    calls: dict[str, dict[str, Any]] = {
+        "linear": {"models": [a, b]},
+        "passthrough": {"models": [a], "scale": 0.9},
+        "slerp": {"base": base, "models": [a], "t": 0.3},
+    }
+    call = calls.get(method, {"base": base, "models": [a, b]})
+    if any(p.name == "density" for p in get_method(method).parameters):
+        call["density"] = 0.5
+    mergekern.merge(method, output=tmp_path / "o", **call)
     weights(tmp_path / "o")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "o")
     assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()

@@ -26,6 +26,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("dare_linear", {"density": 0.1, "seed": 7}),
     ("dare_ties", {"density": 0.4, "seed": 7, "rescale": "l1"}),
     ("breadcrumbs", {"density": 0.9, "gamma": 0.01}),
+    ("karcher", {}),
+    ("model_stock", {}),
 ]
 State = dict[str, torch.Tensor]
 

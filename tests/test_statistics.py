@@ -17,6 +17,7 @@ from mergekern.backends.cpu import CpuBackend
 from mergekern.backends.philox import coins
 from mergekern.backends.reference import ReferenceBackend, block_sums, trim
 from mergekern.fused import Tile
+from mergekern.geometry import ModelStock
 from mergekern.keys import Key
 from mergekern.plan import Input, Step
 from mergekern.sources import Resident
@@ -66,8 +67,8 @@ class Tiled:
 
 def spec_of(experts: int, **changes) -> Spec:
     row = (1.0,) * experts
-    defaults = {"density": row, "gamma": (0.0,) * experts, "keep": row}
-    return Spec(rule="task_vector", weight=row, **(defaults | changes))
+    defaults = {"rule": "task_vector", "density": row, "gamma": (0.0,) * experts, "keep": row}
+    return Spec(weight=row, **(defaults | changes))
 
 
 def tensors_of(tiles: list[Tile], spec: Spec, length: int = 0, work=torch.float32):
@@ -207,7 +208,8 @@ def test_one_pass_suffices(dtype: torch.dtype, ties: str) -> None:
 
 def test_backends_agree_on_the_op() -> None:
     t = tile(150_000, [torch.bfloat16] * 3, "near")
-    for changes in ({"density": (0.2, 0.7)}, {"keep": (0.2, 0.7), "rescale": "l1"}):
+    stock = {"rule": "linear_combination", "geometry": ModelStock()}
+    for changes in ({"density": (0.2, 0.7)}, {"keep": (0.2, 0.7), "rescale": "l1"}, stock):
         ops = [
             resolve(backend, tensors_of([t], spec_of(2, **changes), length))
             for backend in (ReferenceBackend(), CpuBackend(1), CpuBackend(3))

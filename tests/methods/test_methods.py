@@ -23,6 +23,12 @@ def spec(method: str, preset: str | None = None, **parameters: object):
 def test_the_table_has_what_recipes_name() -> None:
     assert [method.name for method in all_methods()] == [
         "linear",
+        "model_stock",
+        "passthrough",
+        "slerp",
+        "nuslerp",
+        "multislerp",
+        "karcher",
         "task_arithmetic",
         "ties",
         "dare_linear",
@@ -35,7 +41,7 @@ def test_the_table_has_what_recipes_name() -> None:
 @pytest.mark.parametrize("method", all_methods(), ids=lambda method: method.name)
 def test_every_method_is_documented(method) -> None:
     assert "out = " in method.doc
-    assert method.paper.startswith("arXiv:")
+    assert method.paper.startswith(("arXiv:", "Shoemake", "mergekit"))
     for parameter in method.parameters:
         assert parameter.doc.text
         assert parameter.default_text
@@ -169,6 +175,58 @@ def test_what_has_no_effect_is_noted() -> None:
         "density has no effect: task_arithmetic keeps every delta whole",
     )
     assert recipe("ties", density=0.5).notes == ()
+
+
+MODELS = {
+    "linear": {1, 2, 3},
+    "model_stock": {2, 3},
+    "passthrough": {1},
+    "slerp": {1},  # and the base
+    "nuslerp": {2},
+    "multislerp": {1, 2, 3},
+    "karcher": {1, 2, 3},
+    "ties": {1, 2, 3},
+}
+
+
+@pytest.mark.parametrize("method", MODELS)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_methods_say_how_many_models_they_merge(method, count) -> None:
+    known, models = get_method(method), [f"org/{number}" for number in range(count)]
+    base = "org/base" if known.takes_deltas(True) or known.base_role == "first" else None
+    given = {"t": 0.5} if method == "slerp" else {}
+    if count in MODELS[method]:
+        assert len(read(method, base=base, models=models, parameters=given).sources) >= count
+        return
+    found = [*(["org/base"] if method == "slerp" else []), *models]
+    wanted = rf"{method} merges (exactly|at least) .* given {len(found)}: {', '.join(found)}; "
+    with pytest.raises(RecipeError, match=wanted):
+        read(method, base=base, models=models, parameters=given)
+
+
+def test_slerp_begins_with_the_base() -> None:
+    for models in (["org/a"], ["org/a", "org/base"], ["org/base", "org/a"]):
+        made = read("slerp", base="org/base", models=models, parameters={"t": 0.5})
+        assert [source.label for source in made.experts] == ["org/base", "org/a"]
+        assert made.base is made.experts[0]
+    with pytest.raises(RecipeError, match="slerp needs a base model: name the one to begin with"):
+        read("slerp", models=["org/a", "org/b"], parameters={"t": 0.5})
+    with pytest.raises(RecipeError, match="t is not given, and has no default: want a finite"):
+        read("slerp", base="org/a", models=["org/b"])
+
+
+def test_a_slice_of_one_model_alone_is_that_model() -> None:
+    for name in ("slerp", "nuslerp"):
+        get_method(name).check_models(["org/a"], "org/base", in_slice=True)
+    with pytest.raises(RecipeError, match="model_stock merges at least two models, besides the"):
+        get_method("model_stock").check_models(["org/a"], "org/base", in_slice=True)
+
+
+def test_a_base_is_an_input_where_no_deltas_are_taken() -> None:
+    made = read("karcher", base="org/base", models=TWO["models"])
+    assert [source.label for source in made.experts] == ["org/a", "org/b", "org/base"]
+    with pytest.raises(RecipeError, match="passthrough merges exactly one model, the base among"):
+        read("passthrough", base="org/base", models=["org/a"])
 
 
 @pytest.mark.parametrize("name", ["tise", "Ties", "dare-ties", "task_arithmetics"])

@@ -26,6 +26,8 @@ METHODS: dict[str, dict[str, Any]] = {
         **{"method": "breadcrumbs", "density": 0.4, "gamma": 0.1},
         **{"scope": "model", "ties": "keep"},
     },
+    "karcher": {"method": "karcher"},
+    "multislerp": {"method": "multislerp", "weight": [0.25, 0.75]},
     "dare": {"method": "dare_ties", "density": 0.4, "seed": 7},
 }
 
