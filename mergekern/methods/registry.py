@@ -72,12 +72,16 @@ class Method:
                 else "name the one to begin with"
             )
             raise RecipeError(f"{self.name} needs a base model: {which} {_NAME_IT}")
+        besides = self.takes_deltas(base is not None)
+        if besides and not labels:
+            if in_slice:  # the base's layers stay as they are
+                return
+            raise RecipeError(f"no models to merge besides the base {base}")
         least, most = self.models
         many = most is not None and len(labels) > most
         if not many and (len(labels) >= least or (self.lone and in_slice and len(labels) == 1)):
             return
         exactly = "exactly" if least == most else "at least"
-        besides = self.takes_deltas(base is not None)
         where = ", besides the base," if besides else ", the base among them," if base else ""
         found = ", ".join(labels) or "none"
         raise RecipeError(

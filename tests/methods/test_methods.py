@@ -211,7 +211,7 @@ def test_slerp_begins_with_the_base() -> None:
         assert made.base is made.experts[0]
     with pytest.raises(RecipeError, match="slerp needs a base model: name the one to begin with"):
         read("slerp", models=["org/a", "org/b"], parameters={"t": 0.5})
-    with pytest.raises(RecipeError, match="t is not given, and has no default: want a finite"):
+    with pytest.raises(RecipeError, match="slerp needs t: write it under the top-level parameters"):
         read("slerp", base="org/a", models=["org/b"])
 
 
