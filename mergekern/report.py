@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from mergekern.sizes import format_size
 if TYPE_CHECKING:  # plans print themselves with this module
     from mergekern.plan import Dropped, Plan, Step
 
+NUMBERED = re.compile(r"(.*?\.|)(\d+)\.(.*)")
 SHOWN = 3  # names of a group before "and N more"
 
 
@@ -32,6 +34,7 @@ def plan_text(plan: Plan) -> str:
     rows += [("shares", f"{alias} with {first}") for alias, first in plan.aliases.items()]
     rows += [("copied", line) for line in group_steps(plan.steps, "copy")]
     rows += [("merged", line) for line in group_steps(plan.steps, "merge")]
+    rows += [("layers", line) for line in group_layers(plan)]
     rows += [("left out", line) for line in group_dropped(plan.dropped)]
     rows += [("note", note) for note in plan.notes]
     return "\n".join(_align(rows))
@@ -84,9 +87,26 @@ def _models(plan: Plan) -> list[tuple[str, str]]:
     if plan.base is not None and any(len(each) < len(experts) for each in values.values()):
         rows.append(("base", experts.pop(plan.base)))
     for place, label in enumerate(experts):
-        settings = "  ".join(f"{name}={show(each[place])}" for name, each in values.items())
+        own = {name: each[place] for name, each in values.items() if place < len(each)}
+        settings = "  ".join(f"{name}={show(value)}" for name, value in own.items())
         rows.append(("model", f"{label}  {settings}".rstrip()))
     return rows
+
+
+def group_layers(plan: Plan) -> list[str]:
+    """Layers that have another number in the output than in the models they come from."""
+    runs: dict[tuple[int, str, int], set[int]] = {}
+    for step in plan.steps:
+        for read in (read for read in step.inputs if read.name != step.name):
+            made, given = NUMBERED.fullmatch(step.name), NUMBERED.fullmatch(read.name)
+            if made and given and given[3] == made[3]:
+                shift = int(made[2]) - int(given[2])
+                runs.setdefault((read.model, given[1], shift), set()).add(int(given[2]))
+    return [
+        f"{prefix}{min(run)}–{max(run)} of {plan.models[model]} as {min(run) + shift}"
+        f"–{max(run) + shift}"
+        for (model, prefix, shift), run in runs.items()
+    ]
 
 
 def show(value: Any) -> str:

@@ -128,6 +128,13 @@ def test_what_no_slice_takes_is_named() -> None:
     assert len(reasons) == 1 and "begins or ends the layers" in reasons.pop()
 
 
+def test_the_plan_names_layers_that_change_their_numbers() -> None:
+    slices = [{"sources": [source(m, *r, weight=1)]} for m, r in ((A, (0, 2)), (B, (1, 4)))]
+    text = str(mergekern.plan({"merge_method": "linear", "slices": slices}))
+    moved = [line for line in text.splitlines() if line.startswith("layers")]
+    assert len(moved) == 1 and "model.layers.1–3 of " in moved[0] and moved[0].endswith("as 2–4")
+
+
 @pytest.mark.parametrize(
     ("slices", "message"),
     [
