@@ -348,5 +348,5 @@ def test_a_required_parameter_that_no_level_gives() -> None:
     )
     with pytest.raises(RecipeError, match=message):
         spec_of(required(partly, "weight"), "lm_head", "lm_head")
-    with pytest.raises(RecipeError, match="^ties needs lambda: write it under the top-level"):
+    with pytest.raises(RecipeError, match=r"^ties needs lambda: write it under the top-level"):
         required(read(ties()), "lambda").check()
