@@ -7,6 +7,7 @@ from mergekern.errors import MergeError
 from mergekern.jobs import MergeReport
 from mergekern.many import Plans
 from mergekern.plan import Plan
+from mergekern.staging import StagePlans
 from mergekern.version import __version__
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "MergeReport",
     "Plan",
     "Plans",
+    "StagePlans",
     "__version__",
     "merge",
     "merge_many",

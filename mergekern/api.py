@@ -21,8 +21,9 @@ from mergekern.many import Plans, output_folders, plans_of, read_recipes
 from mergekern.methods import Method, all_methods
 from mergekern.plan import Plan
 from mergekern.progress import Progress, Silent
-from mergekern.recipe import read
+from mergekern.recipe import has_stages
 from mergekern.sizes import parse_size
+from mergekern.staging import StagedMerge, StagePlans, staged_merges
 
 
 def merge(
@@ -31,6 +32,7 @@ def merge(
     models: Sequence[Any] | None = None,
     base: Any = None,
     output: str | Path | None = None,
+    intermediate: str | Path | None = None,
     out: torch.nn.Module | Mapping[str, torch.Tensor] | None = None,
     preset: str | None = None,
     seed: int | None = None,
@@ -49,6 +51,8 @@ def merge(
     """Merge models into a folder, or in memory when all are in memory and no output is given.
 
     recipe_or_method: a method's name, or a recipe: file, YAML text, mapping, object with model_dump
+    intermediate:     where stages of a recipe of several documents go, each into a folder of its
+                      name; `<output>.stages` if not given. A stage that is done is not done again
     models, base:     paths, Hub ids or state dicts; with a method's name only
     out:              a module or state dict that a merge in memory is written into, in place:
                       nothing is allocated for the result, which is returned too
@@ -69,23 +73,26 @@ def merge(
     check_choice(backend, device, threads)
     limit = _size(max_memory, "max_memory")
     room = _size(max_device_memory, "max_device_memory")
-    recipe = read(
-        recipe_or_method,
-        models=models,
-        base=base,
-        preset=preset,
-        seed=seed,
-        dtype=dtype,
-        out_dtype=out_dtype,
-        parameters=parameters,
-    )
     folder = None if output is None else output_path(output)
+    options = {
+        "models": models,
+        "base": base,
+        "preset": preset,
+        "dtype": dtype,
+        "out_dtype": out_dtype,
+        "parameters": parameters,
+    }
+    merges = staged_merges(recipe_or_method, folder, intermediate, seed, options)
     if folder is not None and out is not None:
         raise OutputError("output is a folder and out is in memory: give one of them")
-    if folder is None and not all(source.in_memory for source in recipe.sources):
+    if folder is None and not all(source.in_memory for source in merges[-1].recipe.sources):
         raise OutputError("models on disk are merged into a folder: give output=")
-    with ready([recipe], [folder], mismatch, max_shard_size) as jobs:
-        return _run(jobs, _backend(jobs, backend, device, threads, room), limit, progress, out)[0]
+    done: list[Any] = []
+    for merge in merges:
+        with ready([merge.recipe], [merge.folder], mismatch, max_shard_size) as jobs:
+            chosen = _backend(jobs, backend, device, threads, room)
+            done += _run(jobs, chosen, limit, progress, out)
+    return replace(done[-1], stages=tuple(done[:-1])) if len(done) > 1 else done[0]
 
 
 def plan(
@@ -94,6 +101,7 @@ def plan(
     models: Sequence[Any] | None = None,
     base: Any = None,
     output: str | Path | None = None,
+    intermediate: str | Path | None = None,
     preset: str | None = None,
     seed: int | None = None,
     dtype: str | torch.dtype | None = None,
@@ -102,26 +110,34 @@ def plan(
     max_memory: int | str | None = None,
     max_shard_size: int | str = "5GB",
     **parameters: Any,
-) -> Plan:
+) -> Plan | StagePlans:
     """What merge() with these arguments would read, write, hold and leave out; reads headers only.
 
-    str() of the plan is a table. Raises what merge() would raise before its first byte.
+    A Plan, whose str() is a table; of a recipe of several documents StagePlans, with a Plan for
+    every stage whose inputs are there. Raises what merge() would raise before its first byte.
     """
     limit = _size(max_memory, "max_memory")
-    recipe = read(
-        recipe_or_method,
-        models=models,
-        base=base,
-        preset=preset,
-        seed=seed,
-        dtype=dtype,
-        out_dtype=out_dtype,
-        parameters=parameters,
-    )
     folder = None if output is None else output_path(output)
-    with ready([recipe], [folder], mismatch, max_shard_size) as (job,):
-        job.check_folder()
-        return replace(job.plan, memory=engine.memory_estimate([job.plan], limit))
+    if folder is None and has_stages(recipe_or_method):
+        folder = Path("output")  # a name for what has none yet
+    options = {
+        "models": models,
+        "base": base,
+        "preset": preset,
+        "dtype": dtype,
+        "out_dtype": out_dtype,
+        "parameters": parameters,
+    }
+    merges = staged_merges(recipe_or_method, folder, intermediate, seed, options)
+    if len(merges) == 1:
+        return _planned(merges[0], mismatch, max_shard_size, limit)
+    return StagePlans(
+        merges,
+        tuple(
+            _planned(merge, mismatch, max_shard_size, limit) if merge.ready else None
+            for merge in merges
+        ),
+    )
 
 
 def merge_many(
@@ -192,6 +208,14 @@ def plan_many(
 def methods() -> tuple[Method, ...]:
     """Every method there is: name, title, paper, parameters, presets."""
     return all_methods()
+
+
+def _planned(
+    merge: StagedMerge, mismatch: Mismatch, max_shard_size: int | str, limit: int | None
+) -> Plan:
+    with ready([merge.recipe], [merge.folder], mismatch, max_shard_size) as (job,):
+        job.check_folder()
+        return replace(job.plan, memory=engine.memory_estimate([job.plan], limit))
 
 
 def _run(

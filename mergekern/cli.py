@@ -32,6 +32,14 @@ app = typer.Typer(
 
 What = Annotated[str, typer.Argument(help="A recipe file, or a method's name.")]
 Output = Annotated[Path, typer.Argument(help="The folder to write.")]
+Intermediate = Annotated[
+    Path | None,
+    typer.Option(
+        "--intermediate-dir",
+        "-I",
+        help="For stages, of recipes of several documents; default: OUTPUT.stages.",
+    ),
+]
 Models = Annotated[
     list[str] | None, typer.Option("--model", "-m", help="A model to merge; once for each.")
 ]
@@ -91,6 +99,7 @@ def merge_command(
     context: typer.Context,
     recipe_or_method: What,
     output: Output,
+    intermediate: Intermediate = None,
     model: Models = None,
     base: Base = None,
     param: Params = None,
@@ -124,6 +133,7 @@ def merge_command(
 def plan_command(
     context: typer.Context,
     recipe_or_method: What,
+    intermediate: Intermediate = None,
     model: Models = None,
     base: Base = None,
     param: Params = None,
@@ -187,7 +197,8 @@ def _of_many(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     names = {"recipe_or_method": "recipes", "output": "outputs"}
     own = {names.get(name, name): value for name, value in arguments.items()}
-    return {name: value for name, value in own.items() if name not in ("models", "base")}
+    of_one = ("models", "base", "intermediate")
+    return {name: value for name, value in own.items() if name not in of_one}
 
 
 def _arguments(context: typer.Context, without: Sequence[str] = ()) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mergekern import card, engine
@@ -29,6 +29,7 @@ class MergeReport:
     merged, copied: output tensors; dropped: input tensors that nothing was made of
     resumed:        some of it was found finished, from a call before this one
     notes:          what was asked for and had no effect, and what the folder lacks
+    stages:         the merges that this one has read, of a recipe of several documents
     """
 
     output: Path
@@ -41,8 +42,13 @@ class MergeReport:
     dropped: tuple[Dropped, ...]
     resumed: bool
     notes: tuple[str, ...]
+    stages: tuple[MergeReport, ...] = ()
 
     def __str__(self) -> str:
+        if self.stages:
+            folder = self.stages[0].output.parent
+            done = "\n".join(map(str, (*self.stages, replace(self, stages=()))))
+            return f"{done}\nnote: {self.output} is whole without the stages in {folder}"
         rate = (self.bytes_read + self.bytes_written) / max(self.seconds, 1e-9)
         first = (
             f"{self.output}: {len(self.merged)} tensors merged, {len(self.copied)} copied, "

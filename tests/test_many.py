@@ -289,7 +289,7 @@ def test_nothing_begins_when_one_cannot(models, tmp_path) -> None:
     [
         ([], "recipes is empty"),
         (["linear"], r"recipes\[0\]: no models to merge"),
-        ([{"merge_method": "tise"}], r"recipes\[0\]: .*models' is missing"),
+        ([{"merge_method": "tise"}], r"recipes\[0\]: .*lists no models to merge"),
         ("missing.yml", "recipe missing.yml cannot be read"),
         (3, "recipe is 3"),
     ],

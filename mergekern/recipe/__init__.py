@@ -18,6 +18,7 @@ from mergekern.recipe.resolve import resolve
 from mergekern.recipe.schema import ModelEntry, RecipeFile, parse_recipe
 from mergekern.recipe.setting import Setting
 from mergekern.recipe.source import Source, parse_source
+from mergekern.recipe.stages import Stage, order_stages
 from mergekern.recipe.text import Origin, documents
 from mergekern.recipe.tokenizer import ModelToken, Token, TokenizerSettings
 
@@ -29,14 +30,17 @@ __all__ = [
     "RecipeFile",
     "Setting",
     "Source",
+    "Stage",
     "Token",
     "TokenizerSettings",
     "expand",
     "has_grid",
+    "has_stages",
     "parse_recipe",
     "parse_source",
     "read",
     "read_grid",
+    "read_stages",
     "resolve",
 ]
 
@@ -84,11 +88,24 @@ def read_grid(
     return expand(_changed(file, preset, dtype, out_dtype), parameters, seed)
 
 
+def read_stages(what: Any, folder: Path, *, seed: int | None = None) -> tuple[Stage, ...]:
+    """The merges of a recipe file or YAML text of several documents, in the order they are run.
+
+    folder: where all but the result go, each into a folder of its name
+    Raises RecipeError; see stages.py.
+    """
+    return order_stages(_documents(what), folder, seed)
+
+
 def has_grid(what: Any) -> bool:
     """True for a recipe that stands for many."""
-    if isinstance(what, str) and _is_method(what):
-        return False
-    return parse_recipe(*_content(what)).grid is not None
+    found = _documents(what)
+    return len(found) == 1 and parse_recipe(*found[0]).grid is not None
+
+
+def has_stages(what: Any) -> bool:
+    """True for a recipe of several documents."""
+    return len(_documents(what)) > 1
 
 
 def _changed(
@@ -139,15 +156,20 @@ def _is_list(models: Any) -> bool:
 
 def _content(what: Any) -> tuple[Any, Origin]:
     """A recipe's plain data, and its origin."""
-    if hasattr(what, "model_dump"):
-        return what.model_dump(), Origin()
-    if isinstance(what, Mapping):
-        return what, Origin()
-    found = documents(*_text(what))
+    found = _documents(what)
     if len(found) != 1:
         name = _text(what)[1]
         raise RecipeError(f"{name}: holds {len(found)} documents; want one recipe")
     return found[0]
+
+
+def _documents(what: Any) -> list[tuple[Any, Origin]]:
+    """Plain data and origins; none of a method's name."""
+    if hasattr(what, "model_dump"):
+        return [(what.model_dump(), Origin())]
+    if isinstance(what, Mapping):
+        return [(what, Origin())]
+    return [] if isinstance(what, str) and _is_method(what) else documents(*_text(what))
 
 
 def _text(what: Any) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,8 +12,6 @@ from mergekern.methods import Method, Parameter
 from mergekern.recipe.setting import Setting
 from mergekern.spec import Spec
 
-Values = tuple[Any, ...]  # in the order of the method's parameters; per-model ones are tuples
-
 
 @dataclass(frozen=True)
 class Chooser:
@@ -21,47 +19,46 @@ class Chooser:
 
     labels:   of the part's experts
     settings: by the parameter's name; for per-model ones, one for each of the part's experts
-    specs:    by their values, shared by all parts, so that equal values are one object
+    specs:    of all parts, so that equal ones are one object
     """
 
     method: Method
     labels: tuple[str, ...]
     settings: Mapping[str, Setting | tuple[Setting, ...]]
-    specs: dict[Any, Spec]
-    _by_experts: dict[Hashable, Spec] = field(default_factory=dict)
+    specs: dict[Spec, Spec]
+    _made: dict[Hashable, Spec] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def constant(self) -> bool:
         """True when neither names nor layers decide anything."""
-        return all(setting.constant or not setting.cases for setting in self._each())
+        return not self._varying
 
-    def _each(self) -> Iterator[Setting]:
-        for each in self.settings.values():
-            yield from each if isinstance(each, tuple) else (each,)
+    def _settled(self, parameter: Parameter) -> bool:
+        found = self.settings[parameter.name]
+        each = found if isinstance(found, tuple) else (found,)
+        return all(setting.constant or not setting.cases for setting in each)
+
+    @cached_property
+    def _varying(self) -> tuple[Parameter, ...]:
+        """The parameters that names or layers decide; the others need not be asked again."""
+        return tuple(p for p in self.method.parameters if not self._settled(p))
 
     def spec(self, tensor: str, names: Sequence[str], experts: tuple[int, ...], t: float) -> Spec:
         """See Recipe.spec."""
-        if not self.constant:
-            return self._shared(tensor, names, experts, t)
-        if experts not in self._by_experts:
-            self._by_experts[experts] = self._shared(tensor, names, experts, t)
-        return self._by_experts[experts]
+        key = (experts, *(self._values(p, tensor, names, experts, t) for p in self._varying))
+        if key not in self._made:
+            self._made[key] = self._spec(tensor, names, experts, t)
+        return self._made[key]
 
-    def _shared(
-        self, tensor: str, names: Sequence[str], experts: tuple[int, ...], t: float
-    ) -> Spec:
-        values = tuple(
-            self._values(parameter, tensor, names, experts, t)
-            for parameter in self.method.parameters
-        )
-        if values not in self.specs:
-            by_name = {p.name: v for p, v in zip(self.method.parameters, values, strict=True)}
-            try:
-                spec = self.method.spec(by_name)
-            except RecipeError as error:
-                raise RecipeError(f"{tensor}: {error}" if tensor else str(error)) from error
-            self.specs[values] = self.specs.setdefault(spec, spec)
-        return self.specs[values]
+    def _spec(self, tensor: str, names: Sequence[str], experts: tuple[int, ...], t: float) -> Spec:
+        values = {
+            p.name: self._values(p, tensor, names, experts, t) for p in self.method.parameters
+        }
+        try:
+            spec = self.method.spec(values)
+        except RecipeError as error:
+            raise RecipeError(f"{tensor}: {error}" if tensor else str(error)) from error
+        return self.specs.setdefault(spec, spec)
 
     def _values(
         self,

@@ -62,8 +62,7 @@ def check_keys(
             continue
         if key not in LEGACY:
             refuse_misspelt(str(key), known, content, path, notes.origin)
-        why = LEGACY.get(key, f"the keys here are {', '.join(known)}")
-        notes.add((*path, key), why)
+        notes.add((*path, key), LEGACY.get(key, "no key of that name is known here"))
 
 
 def refuse_misspelt(

@@ -158,10 +158,10 @@ class Recipe:
 
     @cached_property
     def _choosers(self) -> tuple[Chooser, ...]:
-        specs: dict[Any, Spec] = {}
+        specs: dict[Spec, Spec] = {}
         return tuple(self._chooser(part, specs) for part in self.parts)
 
-    def _chooser(self, part: Part, specs: dict[Any, Spec]) -> Chooser:
+    def _chooser(self, part: Part, specs: dict[Spec, Spec]) -> Chooser:
         settings = {
             parameter.name: tuple(self.setting(part, parameter, entry) for entry in part.experts)
             if parameter.per_model

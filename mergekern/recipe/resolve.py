@@ -31,21 +31,27 @@ from mergekern.recipe.tokenizer import (
 
 
 def resolve(
-    file: RecipeFile, arguments: Mapping[str, Any] | None = None, seed: int | None = None
+    file: RecipeFile,
+    arguments: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    stages: Mapping[str, str] | None = None,
 ) -> Recipe:
     """The file's recipe under a call's arguments; lists in these are one value per expert.
 
+    stages: names that stand for the folders of other merges
     Raises RecipeError for methods, parameters and models that cannot be what was meant.
     """
-    return _Resolver(file, named(get_method(file.merge_method), arguments or {})).recipe(seed)
+    given = named(get_method(file.merge_method), arguments or {})
+    return _Resolver(file, given, stages or {}).recipe(seed)
 
 
 class _Resolver:
     """One recipe's file on its way. Every model gets one Source, however often it is named."""
 
-    def __init__(self, file: RecipeFile, given: dict[str, Any]) -> None:
+    def __init__(self, file: RecipeFile, given: dict[str, Any], stages: Mapping[str, str]) -> None:
         self.file = file
         self.given = given
+        self.stages = stages
         self.method = get_method(file.merge_method)
         self.notes: list[str] = []
         self.levels = LevelReader(self.method, file.origin)
@@ -155,6 +161,8 @@ class _Resolver:
         return tuple(entries), tuple(experts), base
 
     def _known(self, source: Source) -> Source:
+        if not source.in_memory and source.revision is None and source.where in self.stages:
+            source = source.moved(self.stages[source.where])
         return self._sources.setdefault(source.key, source)
 
     def _deltas(self, base: Source | None) -> bool:

@@ -49,6 +49,11 @@ class Source:
         path = os.path.expanduser(self.where)
         return os.path.realpath(path) if os.path.exists(path) else self.where.rstrip("/")
 
+    def moved(self, where: str) -> Source:
+        """The same, read from elsewhere."""
+        found = replace(self, where=where, label=where)
+        return found if self.lora is None else replace(found, label=f"{where}+{self.lora.label}")
+
     @property
     def written(self) -> Any:
         """The reference as recipes write it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -326,3 +328,25 @@ def test_the_rules_of_a_place_are_plain_data() -> None:
         ("slices", 0),
         ("slices", 0, "sources", 0),
     ]
+
+
+def test_a_required_parameter_that_no_level_gives() -> None:
+    """As in a method whose signature has no default for it."""
+
+    def required(recipe: Recipe, *names: str) -> Recipe:
+        parameters = tuple(
+            replace(p, default=inspect.Parameter.empty) if p.name in names else p
+            for p in recipe.method.parameters
+        )
+        return replace(recipe, method=replace(recipe.method, parameters=parameters))
+
+    partly = read(ties(parameters={"weight": {"filter": "mlp", "value": 1}}))
+    assert spec_of(required(partly, "weight")).weight == (1.0, 1.0)
+    message = (
+        "^ties needs weight of model org/a for tensor lm_head, and no value holds for it: write it "
+        r"under the model's parameters, .* \(in a list with filters, an entry without one"
+    )
+    with pytest.raises(RecipeError, match=message):
+        spec_of(required(partly, "weight"), "lm_head", "lm_head")
+    with pytest.raises(RecipeError, match=r"^ties needs lambda: write it under the top-level"):
+        required(read(ties()), "lambda").check()
