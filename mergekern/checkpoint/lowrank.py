@@ -4,8 +4,8 @@
     out     = f * (W + scale * P)                              f of the row or column, or 1
 
 in fp32, every product and sum rounded by itself, so that the bits depend on no library, thread or
-vector width; W widens exactly. It is W' = W + scale B A of LoRA (arXiv 2106.09685, section 4.1), and
-with f = m / ||W + scale B A|| the W' of DoRA (arXiv 2402.09353, equation 5).
+vector width; W widens exactly. It is W' = W + scale B A of LoRA (arXiv 2106.09685, section 4.1),
+and with f = m / ||W + scale B A|| the W' of DoRA (arXiv 2402.09353, equation 5).
 """
 
 from __future__ import annotations
