@@ -54,6 +54,10 @@ def _folders(source: Source, checkpoint: Checkpoint) -> Iterator[tuple[Path, boo
         yield checkpoint.folder.resolve(), True  # of the cache, or of the base an adapter names
 
 
+def _expanded(where: str) -> Path:
+    return Path(os.path.expanduser(where))
+
+
 def check_apart(outputs: Iterable[Path]) -> None:
     """Raise OutputError when two merges would write into one folder, or one inside another's."""
     folders = sorted((output.resolve() for output in outputs), key=lambda folder: folder.parts)
