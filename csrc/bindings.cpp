@@ -172,6 +172,41 @@ void bind_operations(py::module_& m) {
       Released());
 }
 
+void bind_lowrank(py::module_& m) {
+  using Released = py::call_guard<py::gil_scoped_release>;
+  py::class_<LowRank>(m, "LowRank")
+      .def(py::init([](uintptr_t left, uintptr_t right, uintptr_t factor, bool by_column,
+                       int64_t rows, int64_t columns, int32_t rank, float scale) {
+             return LowRank{pointer<float>(left),
+                            pointer<float>(right),
+                            pointer<float>(factor),
+                            by_column,
+                            rows,
+                            columns,
+                            rank,
+                            scale};
+           }),
+           py::kw_only(), py::arg("left"), py::arg("right"), py::arg("factor"),
+           py::arg("by_column"), py::arg("rows"), py::arg("columns"), py::arg("rank"),
+           py::arg("scale"));
+  m.def(
+      "add_lowrank",
+      [](const std::string& isa, const LowRank& x, uintptr_t weight, DType dtype, int64_t begin,
+         int64_t end, uintptr_t out) {
+        loops(isa.c_str())
+            .add_lowrank(x, pointer<void>(weight), dtype, begin, end, pointer<float>(out));
+      },
+      Released());
+  m.def(
+      "sum_squares",
+      [](const std::string& isa, uintptr_t x, int64_t rows, int64_t columns, bool by_column,
+         uintptr_t sums) {
+        loops(isa.c_str())
+            .sum_squares(pointer<float>(x), rows, columns, by_column, pointer<double>(sums));
+      },
+      Released());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -224,6 +259,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("non_finite", &Found::non_finite)
       .def_readonly("overflow", &Found::overflow);
   bind_operations(m);
+  bind_lowrank(m);
   m.def("fuse", &fuse);
   m.def("fuse_batch", &run_batch);
   m.def("count", &count);

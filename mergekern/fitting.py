@@ -71,14 +71,16 @@ class Fitting:
                     )
 
     def notes(self, checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
-        """What the merge's config.json, which is the donor's, leaves of the others'."""
+        """What is to say of the models, and what the donor's config.json leaves of the others'."""
         donor, name = checkpoints[self.donor].config, self.labels[self.donor]
+        own = tuple(note for checkpoint in checkpoints for note in checkpoint.notes)
         if not donor:
             return (
+                *own,
                 f"{name} has no config.json, so the merge has none: transformers needs one to "
                 "load it",
             )
-        return tuple(
+        return own + tuple(
             f"{label} has {field} {checkpoint.config[field]}, {name} has {donor[field]}, which "
             "the merge keeps"
             for label, checkpoint in zip(self.labels, checkpoints, strict=True)
@@ -155,7 +157,7 @@ class Fitting:
         """The step over the models that fit; a base that stands alone is taken as it is."""
         name, info, members = output.name, fit[like], self._members[output.part]
         alone = len(fit) == 1 and (members.deltas or self.mismatch == "base")
-        dtype = self.recipe.out_dtype or self.recipe.dtype or info.dtype
+        dtype = self.recipe.out_dtype or self.recipe.dtype or info.native or info.dtype
         note = f"{self.labels[like]} alone: {why}" if alone else why or self._lent(name, fit)
         if info.dtype in DISCRETE:
             return _copy(name, fit, note if len(fit) == 1 else "equal in every model")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,19 +31,31 @@ def check_output(inputs: Iterable[tuple[Source, Checkpoint]], output: Path) -> N
     """Raise OutputError when the output is an input's folder, lies in one or holds one."""
     target = output.resolve()
     for source, checkpoint in inputs:
-        if source.in_memory:
-            continue
-        given = Path(os.path.expanduser(source.where))
-        single = given.is_file()
-        folder = (given.parent if single else checkpoint.folder or given).resolve()
-        # A file's neighbours are no part of the model; only the very same folder is in danger.
-        if target == folder or (
-            not single and (folder in target.parents or target in folder.parents)
-        ):
-            raise OutputError(
-                f"output {output} is or overlaps the folder of input {source.label} ({folder}); "
-                "choose another folder"
-            )
+        for folder, whole in _folders(source, checkpoint):
+            if target == folder or (
+                whole and (folder in target.parents or target in folder.parents)
+            ):
+                raise OutputError(
+                    f"output {output} is or overlaps the folder of input {source.label} "
+                    f"({folder}); choose another folder"
+                )
+
+
+def _folders(source: Source, checkpoint: Checkpoint) -> Iterator[tuple[Path, bool]]:
+    """Where a model and its adapter lie, and whether all that is there is theirs: a file's
+    neighbours are no part of the model, and only the very same folder is in danger."""
+    given = [x.where for x in (source, source.lora) if x is not None and not x.in_memory]
+    places = [
+        path for path in (Path(os.path.expanduser(where)) for where in given) if path.exists()
+    ]
+    for path in places:
+        yield (path.parent if path.is_file() else path).resolve(), path.is_dir()
+    if checkpoint.folder is not None and not any(path.is_file() for path in places):
+        yield checkpoint.folder.resolve(), True  # of the cache, or of the base an adapter names
+
+
+def _expanded(where: str) -> Path:
+    return Path(os.path.expanduser(where))
 
 
 def check_apart(outputs: Iterable[Path]) -> None:

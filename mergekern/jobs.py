@@ -11,7 +11,6 @@ from pathlib import Path
 from mergekern import card, engine
 from mergekern.checkpoint import Checkpoint, open_checkpoint
 from mergekern.checkpoint.sidefiles import write_side_files
-from mergekern.errors import RecipeError
 from mergekern.fitting import Mismatch
 from mergekern.folders import check_apart, check_output
 from mergekern.lock import LOCK, check_unchanged, lock
@@ -125,11 +124,14 @@ def ready(
         opened: dict[Hashable, tuple[Source, Checkpoint]] = {}
         for recipe in recipes:
             for source in recipe.sources:
-                if source.lora is not None:
-                    raise RecipeError(f"{source.label}: LoRA inputs are not read yet")
                 if _identity(source) not in opened:
+                    lora = source.lora
                     checkpoint = open_checkpoint(
-                        source.where, revision=source.revision, label=source.label
+                        source.where,
+                        revision=source.revision,
+                        label=source.label,
+                        lora=None if lora is None else lora.where,
+                        lora_revision=None if lora is None else lora.revision,
                     )
                     stack.callback(checkpoint.close)
                     opened[_identity(source)] = source, checkpoint

@@ -2,6 +2,7 @@
 #include "cpu/loops.h"
 
 #include "cpu/finite.h"
+#include "cpu/lowrank.h"
 #include "cpu/rank.h"
 #include "cpu/reduce.h"
 #include "cpu/select.h"
@@ -41,6 +42,8 @@ const Loops table = {
       (wide ? magnitudes<double> : magnitudes<float>)(t, begin, end, expert, out);
     },
     all_finite,
+    add_lowrank,
+    sum_squares,
 };
 
 }  // namespace MK_ISA

@@ -21,6 +21,18 @@ struct Counter {
   int64_t* chunks;
 };
 
+// The factors of a product of two thin matrices, one pair for each slab of a tensor: its element
+// (i, j) is left[i, 0] * right[0, j] + left[i, 1] * right[1, j] + ...
+struct LowRank {
+  const float* left;    // [slabs, rows, rank]
+  const float* right;   // [slabs, rank, columns]
+  const float* factor;  // what the result is multiplied by: [slabs * rows], or [columns]; or null
+  bool by_column;       // which of the two
+  int64_t rows, columns;
+  int32_t rank;
+  float scale;
+};
+
 // Every function handles the elements [begin, end) of the tile; `wide` computes in fp64. begin is a
 // multiple of kChunk, so pieces may run in any order on any thread.
 struct Loops {
@@ -40,6 +52,10 @@ struct Loops {
   void (*gram)(const Tile&, bool wide, int64_t begin, int64_t end, double* out);  // [blocks, K, K]
   void (*magnitudes)(const Tile&, bool wide, int64_t begin, int64_t end, int expert, int64_t* out);
   bool (*all_finite)(const void* data, DType, int64_t begin, int64_t end);
+  // see cpu/lowrank.h; these two go by the elements of a tensor, without a tile
+  void (*add_lowrank)(const LowRank&, const void* weight, DType, int64_t begin, int64_t end,
+                      float* out);
+  void (*sum_squares)(const float* x, int64_t rows, int64_t columns, bool by_column, double* sums);
 };
 
 const Loops& loops(const char* name);      // "" takes the widest that this processor runs

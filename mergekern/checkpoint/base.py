@@ -18,13 +18,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor lies: `offset` is its first byte in `file` ("" and 0 when in memory)."""
+    """Where one tensor lies: `offset` is its first byte in `file` ("" and 0 when in memory).
+
+    native: the dtype that results take by default, None for `dtype`. A tensor that is computed
+            when it is read may be in fp32, and what is merged of it in the dtype it was stored in.
+    """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     file: str = ""
     offset: int = 0
+    native: torch.dtype | None = None
     numel: int = field(init=False, repr=False, compare=False)
     nbytes: int = field(init=False, repr=False, compare=False)
 
@@ -50,6 +55,7 @@ class Checkpoint(Protocol):
     device:       where read() without a buffer leaves what it returns
     files:        TensorInfo.file -> the open file, where a tensor's bytes lie there just as read()
                   gives them; files that must be decoded or are in memory are left out
+    notes:        what a report should say of how it was read
     """
 
     label: str
@@ -63,6 +69,7 @@ class Checkpoint(Protocol):
     on_disk: bool
     device: torch.device
     files: Mapping[str, WeightFile]
+    notes: tuple[str, ...]
 
     def read(self, name: str, start: int, stop: int, buffer: torch.Tensor | None) -> torch.Tensor:
         """Elements [start, stop) of a tensor, flat, in its own dtype.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
+from mergekern.checkpoint.adapter import adapter_files, is_adapter
 from mergekern.checkpoint.index import read_index
 from mergekern.checkpoint.local import no_weights, weights_kind
 from mergekern.checkpoint.sidefiles import wanted
@@ -41,9 +42,10 @@ def parse_id(text: str, revision: str | None) -> HubId | None:
     return HubId(repo, inner or revision)
 
 
-def fetch(model: HubId) -> Path:
+def fetch(model: HubId, adapter: bool = False) -> Path:
     """The folder in the Hub's cache that holds the model, its files downloaded where missing.
 
+    adapter: fetch the LoRA adapter there; one is fetched, too, where there is nothing else
     Only weights of one kind and side files are fetched. When the Hub cannot be asked, what the
     cache has of that revision is taken; the folder's reader finds out if something is missing.
     Raises CheckpointError when there is no such model here or there.
@@ -56,7 +58,10 @@ def fetch(model: HubId) -> Path:
     except Exception as error:  # the HTTP library's own errors come through unwrapped
         return _cached(model, error)
     names = [sibling.rfilename for sibling in info.siblings or ()]
-    kind = weights_kind(names)
+    kind = None if adapter else weights_kind(names)
+    if kind is None and (adapter or is_adapter(names)):
+        wanted_files = [*adapter_files(f"{model} on the Hub", names), *filter(wanted, names)]
+        return _download(model, model.revision, wanted_files)
     if kind is None:
         raise CheckpointError(f"{model} on the Hub {no_weights(names)}")
     folder = _download(model, model.revision, [kind, *filter(wanted, names)])

@@ -54,10 +54,7 @@ def weights_kind(names: Collection[str]) -> str | None:
 def no_weights(names: Collection[str]) -> str:
     """Why a folder with these files cannot be read, and the mend."""
     if "adapter_config.json" in names:
-        return (
-            "is a LoRA adapter, and adapters are not read yet: merge it into its base with peft's "
-            "merge_and_unload() and give the folder that saves"
-        )
+        return "is a LoRA adapter's: give its folder, behind its base as BASE+FOLDER"
     orphans = [name for name in names if SHARD.fullmatch(name)]
     if orphans:
         return (

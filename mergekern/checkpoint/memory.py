@@ -28,6 +28,7 @@ class MemoryCheckpoint:
     """
 
     on_disk = False
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,

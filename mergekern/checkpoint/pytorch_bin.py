@@ -24,10 +24,10 @@ CONVERT = "load it where it is trusted and save it as safetensors"
 
 
 def open_bin(label: str, folder: Path, kind: str, config: Mapping[str, Any]) -> MemoryCheckpoint:
-    """The checkpoint in SINGLE or by INDEX: tensors mapped from the files, not read before use."""
+    """The checkpoint in one file or by INDEX: tensors mapped from the files, not read yet."""
     index = folder / INDEX
     weight_map = read_index(index) if kind == INDEX else {}
-    shards = shard_names(index, weight_map) if kind == INDEX else [SINGLE]
+    shards = shard_names(index, weight_map) if kind == INDEX else [kind]
     files = [WeightFile(folder / shard, shard) for shard in shards]
     loaded = {file.name: load_tensors(file) for file in files}
     if kind == INDEX:

@@ -27,6 +27,7 @@ class SafetensorsCheckpoint:
     """
 
     on_disk = True
+    notes: tuple[str, ...] = ()
     device = torch.device("cpu")
 
     def __init__(

@@ -200,10 +200,33 @@ def test_downloads_nothing_of_what_it_cannot_read(online) -> None:
         CheckpointError, match="org/name on the Hub has weights of a kind that is n"
     ):
         open_checkpoint("org/name")
-    online.offered |= {"adapter_config.json": b"{}", "adapter_model.safetensors": b""}
-    with pytest.raises(CheckpointError, match="org/name on the Hub is a LoRA adapter"):
+    online.offered |= {"adapter_config.json": b"{}"}
+    with pytest.raises(CheckpointError, match="org/name on the Hub: is no LoRA adapter: it has no"):
         open_checkpoint("org/name")
     assert online.asked == []
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["an adapter alone", "beside a model"])
+def test_downloads_adapters(online, tmp_path, whole) -> None:
+    save_file({"q.weight": torch.ones(2, 2)}, tmp_path / "base.safetensors")
+    factors = {"q.lora_A.weight": torch.ones(1, 2), "q.lora_B.weight": torch.ones(2, 1)}
+    save_file(factors, tmp_path / "made.safetensors")
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 3}
+    settings["base_model_name_or_path"] = str(tmp_path / "base.safetensors")
+    adapter = {
+        "adapter_config.json": json.dumps(settings).encode(),
+        "adapter_model.safetensors": (tmp_path / "made.safetensors").read_bytes(),
+    }
+    online.offered |= adapter | {"tokenizer.json": b"{}", "README.md": b""}
+    if whole:
+        online.offered["model.safetensors"] = b""
+        checkpoint = open_checkpoint(
+            tmp_path / "base.safetensors", lora="org/name", lora_revision="v1"
+        )
+    else:
+        checkpoint = open_checkpoint("org/name@v1")
+    assert checkpoint.read("q.weight", 0, 4, None).tolist() == [4.0] * 4
+    assert online.asked == [("v1", sorted([*adapter, "tokenizer.json"]))]
 
 
 def test_gated_downloads(online, monkeypatch) -> None:

@@ -53,10 +53,6 @@ def test_one_file_goes_before_an_index_as_in_transformers(tmp_path) -> None:
 
 FOLDERS = {
     "empty": ([], "has no weights; what is read: model.safetensors, model.safetensors.index.json"),
-    "adapter": (
-        ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"],
-        "is a LoRA adapter, and adapters are not read yet: merge it into its base .*merge_and_unl",
-    ),
     "gguf": (["model-Q4_K_M.gguf"], "of a kind that is not read: model-Q4_K_M.gguf; what is read"),
     "original": (["consolidated.00.pth", "params.json"], "not read: consolidated.00.pth; what is"),
     "flax and tf": (["tf_model.h5", "flax_model.msgpack"], "not read: flax_model.msgpack, tf_mod"),
