@@ -161,7 +161,7 @@ class Fitting:
         note = f"{self.labels[like]} alone: {why}" if alone else why or self._lent(name, fit)
         if info.dtype in DISCRETE:
             return _copy(name, fit, note if len(fit) == 1 else "equal in every model")
-        experts = [model for model in fit if alone or model in members.experts]
+        experts = list(fit) if alone else [model for model in members.experts if model in fit]
         places = (0,) if alone else tuple(self.expert_of[model] for model in experts)
         spec = AS_IS if alone else self._spec(output, experts, [fit[m].name for m in experts])
         if spec is AS_IS:

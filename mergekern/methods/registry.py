@@ -65,6 +65,8 @@ class Method:
 
         labels: of the models to merge;  base: the label of the base, None where none is named
         """
+        if self.lone and in_slice and len(labels) == 1:
+            return
         if base is None and self.base_role in ("required", "first"):
             which = (
                 "name the one the models were fine-tuned from"
@@ -79,7 +81,7 @@ class Method:
             raise RecipeError(f"no models to merge besides the base {base}")
         least, most = self.models
         many = most is not None and len(labels) > most
-        if not many and (len(labels) >= least or (self.lone and in_slice and len(labels) == 1)):
+        if not many and len(labels) >= least:
             return
         exactly = "exactly" if least == most else "at least"
         where = ", besides the base," if besides else ", the base among them," if base else ""

@@ -218,6 +218,7 @@ def test_slerp_begins_with_the_base() -> None:
 def test_a_slice_of_one_model_alone_is_that_model() -> None:
     for name in ("slerp", "nuslerp"):
         get_method(name).check_models(["org/a"], "org/base", in_slice=True)
+        get_method(name).check_models(["org/a"], None, in_slice=True)  # the base is elsewhere
     with pytest.raises(RecipeError, match="model_stock merges at least two models, besides the"):
         get_method("model_stock").check_models(["org/a"], "org/base", in_slice=True)
 

@@ -211,6 +211,36 @@ def test_one_model_alone_stays_as_it_is() -> None:
     assert torch.equal(got["own"], model["own"])
 
 
+def layered(seed: int) -> State:
+    g = torch.Generator().manual_seed(seed)
+    names = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
+    names += [f"model.layers.{layer}.mlp.weight" for layer in range(4)]
+    return {name: torch.randn(6, 7, generator=g) for name in names}
+
+
+def test_a_slice_of_one_model_alone_is_that_model(tmp_path) -> None:
+    """As recipes choose whose last norm and head to take: by a last slice without layers."""
+    states = [layered(0), layered(1)]
+    base, other = (str(write_model(tmp_path / str(n), state)) for n, state in enumerate(states))
+
+    def sources(first: int, stop: int, *models: str) -> dict[str, Any]:
+        return {"sources": [{"model": m, "layer_range": [first, stop]} for m in models]}
+
+    recipe = {
+        "merge_method": "slerp",
+        "base_model": base,
+        "parameters": {"t": 0.25},
+        "slices": [sources(0, 3, other, base), sources(3, 4, other), sources(4, 4, other)],
+    }
+    mergekern.merge(recipe, output=tmp_path / "out")
+    got = load(tmp_path / "out")
+    whole = mergekern.merge("slerp", base=states[0], models=[states[1]], t=0.25)
+    assert isinstance(whole, dict)
+    alone = ("model.norm.weight", "lm_head.weight", "model.layers.3.mlp.weight")
+    for tensor, x in whole.items():
+        assert torch.equal(got[tensor], states[1][tensor] if tensor in alone else x), tensor
+
+
 def test_passthrough() -> None:
     model = states(0.3, dtype=torch.bfloat16)[1]
     model |= {"zero": torch.tensor([-0.0]), "ids": torch.arange(3)}
