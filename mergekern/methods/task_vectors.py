@@ -58,7 +58,7 @@ def task_vector(
     member: Member,
     *,
     weight: Annotated[PerModel, Doc("factor of each model's delta")] = (1.0,),
-    density: Annotated[PerModel, Doc("fraction of each delta that is kept", "(0, 1]")] = (1.0,),
+    density: Annotated[PerModel, Doc("fraction of each delta that is kept", "[0, 1]")] = (1.0,),
     gamma: Annotated[
         PerModel, Doc("fraction trimmed off the top, as outliers, if density < 1", "[0, 1)")
     ] = (0.0,),
@@ -100,12 +100,13 @@ def task_vector(
     if normalize and not member.elects:
         check_divisible(weight)
     ones = (1.0,) * len(weight)
+    trimmed = density if member.sparsify == "trim" else ones
     return Spec(
         rule="task_vector",
         weight=weight,
-        density=density if member.sparsify == "trim" else ones,
+        density=tuple(fraction or 1.0 for fraction in trimmed),  # a trim keeps one at the least
         gamma=gamma if member.outliers else (0.0,) * len(weight),
-        keep=density if member.sparsify == "drop" else ones,
+        keep=density if member.sparsify == "drop" else tuple(map(float, map(bool, trimmed))),
         rescale=rescale,
         elect=elect if member.elects else "none",
         ballot=ballot,

@@ -180,3 +180,18 @@ def test_seeds_give_other_coins() -> None:
     )
     assert torch.equal(first["c"], same["c"])
     assert not torch.equal(first["c"], other["c"])
+
+
+@pytest.mark.parametrize("method", ["ties", "breadcrumbs", "dare_linear", "dare_ties"])
+@pytest.mark.parametrize("rescale", ["none", "l1", "drop_rate"])
+def test_a_density_of_zero_keeps_nothing(method: str, rescale: str) -> None:
+    base, *experts = states()
+    alone = mergekern.merge(method, base=base, models=experts[:1], weight=2, rescale=rescale)
+    rest = [1.0, *[0.0] * (len(experts) - 1)]
+    weights = [2.0] * len(experts)
+    options = {"weight": weights, "density": rest, "rescale": rescale, "normalize": False}
+    both = mergekern.merge(method, base=base, models=experts, **options)
+    if method == "ties":
+        alone = mergekern.merge(method, base=base, models=experts[:1], weight=2, normalize=False)
+    for name in base:
+        assert torch.equal(both[name], alone[name])

@@ -141,7 +141,7 @@ def test_elected_weights_may_cancel() -> None:
 @pytest.mark.parametrize(
     ("method", "parameters", "message"),
     [
-        ("ties", {"density": 0}, r"^density is 0; want a number in \(0, 1\]"),
+        ("ties", {"density": -0.5}, r"^density is -0.5; want a number in \[0, 1\]"),
         ("ties", {"density": [0.5, 1.5]}, r"model org/b: density is 1.5; want a number in"),
         ("breadcrumbs", {"gamma": 1}, r"gamma is 1; want a number in \[0, 1\)"),
         ("ties", {"lambda": "inf"}, "lambda is 'inf'; want a finite number"),
