@@ -1,8 +1,8 @@
-"""exp, log and sums in plain fp64 operations, for functions of methods: every device has the same
-bits of them, which libraries do not promise.
+"""exp, log, sine, angle and sums in plain fp64 operations, for functions of methods: every device
+has the same bits of them, which libraries do not promise.
 
-Each operation below is one of IEEE 754's (+ - * /) on every element, in this order. exp and log are
-within two units in the last place.
+Each operation below is one of IEEE 754's (+ - * / and the square root) on every element, in this
+order. exp and log are within two units in the last place, sine and angle within a few.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ LOG2_E = 1 / math.log(2)
 SMALLEST, LARGEST = -708.0, 709.0  # powers of e within the normal numbers
 # Of r coth(r / 2) = 2 + r**2 / 6 - ..., in powers of r**2: 2 B(2n) / (2n)!, Bernoulli's numbers.
 COTH = (1 / 6, -1 / 360, 1 / 15120, -1 / 604800, 1 / 23950080, -691 / 653837184000)
+# pi / 2 likewise, the first of 33 bits.
+HALF_PI_HIGH, HALF_PI_LOW = float.fromhex("0x1.921fb544p+0"), float.fromhex("0x1.0b4611a626331p-34")
+ANGLE_TERMS, SINE_TERMS = 10, 10  # what lies beyond is below the last bit
 LOG_TERMS = 11  # of atanh's series, for |s| <= 3 - 2 sqrt(2)
 _BIAS, _DIGITS = 1023, 52  # of a double's exponent, and after its point
 _SQRT_HALF = 0x3FE6A09E667F3BCD  # its bits
@@ -74,3 +77,33 @@ def total(x: Tensor) -> Tensor:
         folded = x[..., : length - half] + x[..., half:]
         x = folded if length % 2 == 0 else torch.cat([folded, x[..., half - 1 : half]], -1)
     return x[..., 0]
+
+
+def angle(c: Tensor) -> Tensor:
+    """acos c, elementwise, fp64, in [0, pi], of c in [-1, 1]: 16 times the 16th part of an angle,
+    whose tangent comes by halving and whose series is the arc tangent's. NaN for anything else."""
+    size = c.abs()
+    tangent = ((1 - size) * (1 + size)).sqrt() / (1 + size)  # of the half
+    for _ in range(3):
+        tangent = tangent / (1 + (1 + tangent * tangent).sqrt())
+    square = tangent * tangent
+    series = torch.full_like(c, 1 / (2 * ANGLE_TERMS - 1))
+    for term in reversed(range(ANGLE_TERMS - 1)):
+        series = 1 / (2 * term + 1) - series * square
+    found = tangent * series * 16
+    return torch.where(c < 0, math.pi - found, found)
+
+
+def sine(x: Tensor) -> Tensor:
+    """sin x, elementwise, fp64, of moderate x: Taylor's series of what is left of whole quarters of
+    a turn."""
+    quarters = (x / HALF_PI_HIGH).round()
+    rest = (x - quarters * HALF_PI_HIGH) - quarters * HALF_PI_LOW
+    turned = quarters - (quarters / 4).floor() * 4
+    square = rest * rest
+    sin, cos = torch.ones_like(x), torch.ones_like(x)
+    for n in reversed(range(1, SINE_TERMS)):
+        sin = 1 - sin * square / (2 * n * (2 * n + 1))
+        cos = 1 - cos * square / (2 * n * (2 * n - 1))
+    value = torch.where((turned == 1) | (turned == 3), cos, sin * rest)
+    return torch.where(turned >= 2, -value, value)

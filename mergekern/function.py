@@ -10,7 +10,7 @@ finds out before; see survey.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -58,12 +58,13 @@ class Function:
     call:    (base or None, experts), then what the survey found if there is one, then the
              parameters by name. Tensors are copies, flat, in the work dtype; so is the result
     survey:  (survey.Survey, **parameters) -> Found, what is to be known of the whole tensor
-    digest:  sha256 of the source: another function of the same name is another method
+    digest:  sha256 of the source, which stands for both: another function of the same name is
+             another method
     """
 
     name: str
-    call: Callable[..., torch.Tensor]
-    survey: Callable[..., Found] | None
+    call: Callable[..., torch.Tensor] = field(compare=False)
+    survey: Callable[..., Found] | None = field(compare=False)
     digest: str
     parameters: tuple[tuple[str, Any], ...] = ()
 

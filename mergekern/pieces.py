@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
 PIECE = 1 << 15  # elements
 DEVICE_PIECE = 1 << 20  # a launch each is what costs there
+
+_DENORMAL = torch.tensor(2.0**-1074, dtype=torch.float64)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,8 +30,7 @@ def each(threads: int, do: Callable[[Item], Result], items: Sequence[Item]) -> l
     own, which would run against ours, are put to rest."""
 
     def alone(item: Item) -> Result:
-        with torch.no_grad():  # which holds for the thread that says so alone, as the next line
-            torch.set_num_threads(1)
+        with _plainly():
             return do(item)
 
     before = torch.get_num_threads()
@@ -39,3 +41,18 @@ def each(threads: int, do: Callable[[Item], Result], items: Sequence[Item]) -> l
             return list(pool.map(alone, items))
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """What holds for one thread alone: no gradients, none of torch's threads, denormals kept."""
+    flushes = bool(_DENORMAL * 1.0 == 0)
+    torch.set_num_threads(1)
+    if flushes:
+        torch.set_flush_denormal(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if flushes:
+            torch.set_flush_denormal(True)

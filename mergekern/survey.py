@@ -31,6 +31,7 @@ class Survey:
     shape:     of the tensor
     row_width: elements of a row, a run along the last dimension; of one dimension it is one row
     numel:     of the tensor
+    inputs:    how many experts there are
     """
 
     def __init__(self, backend: Backend, tensors: Tensors) -> None:
@@ -39,19 +40,21 @@ class Survey:
         self.shape = self._step.shape
         self.row_width = self.shape[-1] if self.shape else 1
         self.numel = self._step.numel
+        self.inputs = len(self._step.experts)
 
     def sums(self, function: Elementwise) -> torch.Tensor:
         """fp64: the sums of what an elementwise function(base, experts) makes of the tensor, over
-        the last dimension of what it returns.
+        the last dimension of what it returns; of booleans, how many are true.
 
         Per BLOCK elements by halves, the blocks in order.
         """
 
         def of_blocks(tile: Tile) -> torch.Tensor:
-            values = function(*self._seen(tile, (-1,))).double()
+            values = function(*self._seen(tile, (-1,)))
             room = -values.shape[-1] % BLOCK
             blocks = torch.nn.functional.pad(values, (0, room)).unflatten(-1, (-1, BLOCK))
-            return total(blocks).cpu()
+            counts = values.dtype == torch.bool  # the same in any order
+            return (blocks.sum(-1) if counts else total(blocks.double())).double().cpu()
 
         blocks = torch.cat(list(self._map(of_blocks, BLOCK)), -1).numpy()
         return torch.from_numpy(np.add.accumulate(blocks, -1)[..., -1])
@@ -75,8 +78,9 @@ class Survey:
 
         def of_rows(tile: Tile) -> torch.Tensor:
             values = function(*self._seen(tile, (-1, columns))).double()
-            parts = [total(part.transpose(-1, -2)) for part in values.split(ROWS, -2)]
-            return torch.stack(parts)
+            padded = torch.nn.functional.pad(values, (0, 0, 0, -values.shape[-2] % ROWS))
+            parts = padded.unflatten(-2, (-1, ROWS)).transpose(-1, -2)
+            return total(parts).movedim(-2, 0)
 
         sums: torch.Tensor | None = None
         for parts in self._map(of_rows, ROWS * columns):

@@ -60,7 +60,7 @@ def _boosts(tensor: Survey, *, epsilon: float, r: float, alpha: float) -> Found:
     def counts(base: Tensor, experts: list[Tensor]) -> Tensor:
         active, count = _overlap([x - base for x in experts], epsilon)
         shared = torch.stack([a & (count > 1) for a in active])
-        return torch.stack([shared, torch.stack(active) & ~shared]).double()
+        return torch.stack([shared, torch.stack(active) & ~shared])
 
     shared, unique = tensor.sums(counts)
     ratio = shared / unique.clamp(min=epsilon)

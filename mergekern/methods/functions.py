@@ -52,11 +52,11 @@ def method(
         _check_signature(name, function, base, survey is not None)
         doc = inspect.getdoc(function) or ""
         call = function if base else _without_base(function)
-        digest = _digest(function, *(() if survey is None else (survey,)))
+        source = digest(function, *(() if survey is None else (survey,)))
 
         def spec(**parameters: Any) -> Spec:
             given = tuple(sorted(parameters.items()))
-            return Spec("function", function=Function(name, call, survey, digest, given))
+            return Spec("function", function=Function(name, call, survey, source, given))
 
         spec.__wrapped__ = function  # type: ignore[attr-defined]  # what the method is, to inspect
         register(
@@ -106,7 +106,7 @@ def _check_signature(name: str, function: Call, base: bool, surveyed: bool) -> N
     left = [p for p in given if p not in first and p.kind is not kinds.KEYWORD_ONLY]
     if len(first) != len(wanted) or left:
         raise RecipeError(
-            f"method {name}: its function takes ({', '.join(map(str, given))}); want "
+            f"method {name}: its function takes {inspect.signature(function)}; want "
             f"({', '.join(wanted)}, *, parameters), as base is {base}"
         )
     try:
@@ -121,7 +121,7 @@ def _check_signature(name: str, function: Call, base: bool, surveyed: bool) -> N
             )
 
 
-def _digest(*functions: Callable[..., Any]) -> str:
+def digest(*functions: Callable[..., Any]) -> str:
     """sha256 of the sources, with what they enclose; helpers and constants outside are not seen."""
     seen = hashlib.sha256()
     for function in functions:
