@@ -97,7 +97,7 @@ class Spec:
 
         A Gram matrix serves every geometry, so that a grid over t has it once.
         """
-        if self.geometry is not None and self.geometry.rows is None:
+        if self.geometry is not None:
             return "gram"
         if self.rescale == "l1" and (self.trims or any(keep < 1 for keep in self.keep)):
             return ("l1", self.keep, self.seed)

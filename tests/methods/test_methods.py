@@ -35,6 +35,10 @@ def test_the_table_has_what_recipes_name() -> None:
         "dare_ties",
         "breadcrumbs",
         "breadcrumbs_ties",
+        "nearswap",
+        "ram",
+        "ramplus_tl",
+        "arcee_fusion",
     ]
 
 
