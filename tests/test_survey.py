@@ -47,6 +47,7 @@ def tensor_of(shape: tuple[int, ...]) -> tuple[Step, Tile]:
     g = torch.Generator().manual_seed(1)
     numel = math.prod(shape)
     base, *experts = (torch.randn(numel, generator=g).bfloat16() for _ in range(3))
+    experts[0] = experts[0].float()
     inputs = [Input(model, "w") for model in range(3)]
     spec = Spec("function")
     step = Step("w", "merge", torch.float32, shape, inputs[0], tuple(inputs[1:]), (0, 1), spec=spec)

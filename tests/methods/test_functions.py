@@ -289,6 +289,18 @@ def test_without_a_base_and_what_is_enclosed() -> None:
     assert got["w"].tolist() == [1, 1, 1]
 
 
+def test_what_a_function_changes_is_a_copy() -> None:
+    @mergekern.method("careless")
+    def careless(base, experts):
+        """out = base + x"""
+        return base.add_(experts[0].mul_(2)).sub_(1)
+
+    base, expert = {"w": torch.ones(9)}, {"w": torch.full((9,), 3.0)}
+    got = mergekern.merge("careless", base=base, models=[expert])
+    assert got["w"].tolist() == [6] * 9
+    assert base["w"].tolist() == [1] * 9 and expert["w"].tolist() == [3] * 9
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
