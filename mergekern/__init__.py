@@ -6,11 +6,13 @@ from mergekern.api import merge, merge_many, methods, plan, plan_many
 from mergekern.errors import MergeError
 from mergekern.jobs import MergeReport
 from mergekern.many import Plans
+from mergekern.methods import Doc, method
 from mergekern.plan import Plan
 from mergekern.staging import StagePlans
 from mergekern.version import __version__
 
 __all__ = [
+    "Doc",
     "MergeError",
     "MergeReport",
     "Plan",
@@ -19,6 +21,7 @@ __all__ = [
     "__version__",
     "merge",
     "merge_many",
+    "method",
     "methods",
     "plan",
     "plan_many",

@@ -15,10 +15,12 @@ from mergekern.columns import column, each_once, rows_of
 from mergekern.counting import COUNTERS, MOST_BINS
 from mergekern.errors import BudgetError
 from mergekern.machine import available_bytes, resident_bytes
+from mergekern.pieces import PIECE
 from mergekern.plan import Plan, Step
 from mergekern.sampling import most_open, sample_size
 from mergekern.sizes import format_size
 from mergekern.spec import Spec
+from mergekern.survey import LONGEST
 from mergekern.tiles import TILE_ALIGN
 
 MIB = 1 << 20
@@ -32,6 +34,9 @@ MARGIN = 24 * MIB  # threads' stacks, journal, interpreter
 # What plain torch allocates per element of a tile: masks, coins and copies in the work dtype.
 _REFERENCE_TILE = 1 << 18
 _REFERENCE_FIXED, _REFERENCE_EXPERT = 256, 24
+
+# What plain torch holds at once for an element of a piece, in doubles.
+FUNCTION_FIXED, FUNCTION_EXPERT = 16, 4
 
 _POSITIVE = (1 << 63) - 1  # all bits of an int64 but the sign's
 
@@ -191,10 +196,33 @@ def _scratch(plan: Plan, tile: int | None, lanes: int) -> int:
             selection = max(selection, _selection(step.spec, ranked, lanes))
             chunks += alike * (step.numel // CHUNK * 8 * experts * 2)
             kernel = max(kernel, min(step.numel, CHUNK) * step.work.itemsize * lanes)
+        if step.spec is not None and step.spec.function is not None:
+            kernel = max(kernel, _function(step, lanes))
+            selection = max(selection, _survey(step, lanes))
         if tile is not None:
             per_element = _REFERENCE_FIXED + _REFERENCE_EXPERT * experts
             kernel = max(kernel, min(step.numel, tile) * per_element)
     return MARGIN + sums + kernel + chunks + selection
+
+
+def _function(step: Step, lanes: int) -> int:
+    """What pieces take that a function is called with."""
+    copies = FUNCTION_FIXED + FUNCTION_EXPERT * len(step.experts)
+    return min(step.numel, max(PIECE, _row(step))) * 8 * copies * lanes
+
+
+def _survey(step: Step, lanes: int) -> int:
+    """What is found out of a whole tensor: numbers of rows, tallies, and a tile made of another."""
+    assert step.spec is not None and step.spec.function is not None
+    if step.spec.function.survey is None:
+        return 0
+    rows = step.numel // _row(step) + step.numel // max(1, step.shape[0] if step.shape else 1)
+    made = min(step.numel, LONGEST) * (step.work.itemsize + 2)
+    return rows * 8 * 2 * (len(step.experts) + 1) ** 2 + made + 8 * COUNTERS
+
+
+def _row(step: Step) -> int:
+    return max(1, step.shape[-1]) if step.shape else 1
 
 
 def _examples(plan: Plan) -> Iterator[tuple[Step, int]]:

@@ -25,8 +25,8 @@ def model_card(recipe: Recipe, plan: Plan) -> str:
     parts = [
         f"---\n{_yaml(_front_matter(recipe))}---",
         f"# Merged with {method.name}",
-        f"A merge of {len(recipe.experts)} models by mergekern {__version__}: {method.title} "
-        f"({_paper(method.paper)}).",
+        f"A merge of {len(recipe.experts)} models by mergekern {__version__}: {method.title}"
+        f"{_paper(method.paper)}.",
         "## Models",
         _models_table(recipe),
         "## Recipe",
@@ -75,7 +75,9 @@ def _name(source: Source) -> str:
 
 def _paper(reference: str) -> str:
     number = reference.removeprefix("arXiv:")
-    return f"[{reference}](https://arxiv.org/abs/{number})" if number != reference else reference
+    if number != reference:
+        reference = f"[{reference}](https://arxiv.org/abs/{number})"
+    return f" ({reference})" if reference else ""
 
 
 def _without_paths(text: str, recipe: Recipe) -> str:

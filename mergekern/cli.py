@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 
 from mergekern import api, dropin
 from mergekern.errors import MergeError, RecipeError
-from mergekern.methods import Method, get_method
+from mergekern.methods import Method, get_method, load_plugin
 from mergekern.progress import choose_progress
 from mergekern.recipe import has_grid
 from mergekern.report import show
@@ -65,6 +65,10 @@ OutDtype = Annotated[str | None, typer.Option(help="Of the output; wins over --d
 ShardSize = Annotated[str, typer.Option(help="Largest output file.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
+Plugin = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", help="A .py file or a module that defines methods; once for each."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
 
 
@@ -116,10 +120,12 @@ def merge_command(
     max_shard_size: ShardSize = "5GB",
     dry_run: DryRun = False,
     quiet: Quiet = False,
+    plugin: Plugin = None,
     debug: Debug = False,
 ) -> None:
     """Merge models into a folder that transformers loads; a grid into a folder for each point."""
     with _one_line_errors(debug):
+        _load(plugin)
         if dry_run:
             running = ("threads", "device", "backend", "max_device_memory")
             typer.echo(str(_plan(_arguments(context, without=running))))
@@ -144,20 +150,24 @@ def plan_command(
     dtype: Dtype = None,
     out_dtype: OutDtype = None,
     max_shard_size: ShardSize = "5GB",
+    plugin: Plugin = None,
     debug: Debug = False,
 ) -> None:
     """Show what a merge would read, write, hold in memory and leave out."""
     with _one_line_errors(debug):
+        _load(plugin)
         typer.echo(str(_plan(_arguments(context))))
 
 
 @app.command("methods")
 def methods_command(
     name: Annotated[str | None, typer.Argument(help="One method, in detail.")] = None,
+    plugin: Plugin = None,
     debug: Debug = False,
 ) -> None:
     """List the methods, or tell all about one."""
     with _one_line_errors(debug):
+        _load(plugin)
         console = Console()
         if name is None:
             console.print(_methods_table())
@@ -177,6 +187,11 @@ def demo_command(
         from mergekern.demo import run_demo
 
         run_demo(output=output, cache=cache, threads=threads)
+
+
+def _load(plugins: Sequence[str] | None) -> None:
+    for plugin in plugins or ():
+        load_plugin(plugin)
 
 
 def _merge(arguments: Mapping[str, Any]) -> Sequence[Any]:
@@ -203,7 +218,7 @@ def _of_many(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _arguments(context: typer.Context, without: Sequence[str] = ()) -> dict[str, Any]:
     """The command line's options as the arguments of merge() and plan()."""
-    own = {"model", "param", "dry_run", "quiet", "debug", *without}
+    own = {"model", "param", "dry_run", "quiet", "plugin", "debug", *without}
     flags = {str(option.name): option.opts[0] for option in context.command.params}
     flags["models"] = flags["model"]
     options = {name: value for name, value in context.params.items() if name not in own}
@@ -243,7 +258,8 @@ def _methods_table() -> Table:
 
 
 def _tell(console: Console, method: Method) -> None:
-    heading = f"{method.name}: {method.title} ({method.paper}), {method.base_text}"
+    paper = f" ({method.paper})" if method.paper else ""
+    heading = f"{method.name}: {method.title}{paper}, {method.base_text}"
     typer.echo(f"{heading}\n\n{method.doc}\n")
     table = Table(box=None, pad_edge=False)
     for title in ("parameter", "default", "meaning"):

@@ -17,19 +17,22 @@ and rounding every product and sum,
     den  = sum_k a_k share_k, 1 where that is 0   (combine = "mean"), `divisor` otherwise
     out  = b + scale * (num / den)
 
-and `linear_combination` computes out = (sum_k coef_k x_k) / divisor, without a base.
+`linear_combination` computes out = (sum_k coef_k x_k) / divisor, without a base, and `function`
+what a function over tensors makes of them; see function.py.
 """
 
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
 
-Rule = Literal["task_vector", "linear_combination"]
+from mergekern.function import Found, Function
+
+Rule = Literal["task_vector", "linear_combination", "function"]
 Elect = Literal["none", "mass", "count"]
 Combine = Literal["sum", "mean", "max"]
 
@@ -76,7 +79,10 @@ class ExpertScalars:
 
 @dataclass(frozen=True)
 class FusedOp:
-    """One fused pass over one tensor. Scalars are rounded to `work` before use."""
+    """One fused pass over one tensor. Scalars are rounded to `work` before use.
+
+    function, found: of the rule "function", and what its survey found
+    """
 
     rule: Rule
     experts: tuple[ExpertScalars, ...]
@@ -87,6 +93,8 @@ class FusedOp:
     seed: int = 0
     name_hash: int = 0
     work: torch.dtype = torch.float32
+    function: Function | None = None
+    found: Found = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

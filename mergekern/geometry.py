@@ -16,24 +16,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from mergekern.angles import angle, cosine, sine
 
 Gram = tuple[tuple[float, ...], ...]
-Axis = int | None
 
 ANTIPODAL = -1 + 2**-25  # rounded to fp32, cosines below are -1: there is no arc to follow
 RESOLUTION = 1e-7  # shorter sums of unit vectors are the rounding of an fp64 Gram matrix
 
 
 class Geometry(Protocol):
-    """rows: None where a tensor is one vector; else the axis along which each row of it is one, and
-    has a Gram matrix and coefficients of its own."""
-
-    @property
-    def rows(self) -> Axis: ...
-
     def coefficients(self, gram: Gram) -> tuple[float, ...]:
         """What to multiply every input with; ValueError saying why there is no answer.
 
@@ -49,7 +42,6 @@ class Slerp:
     """
 
     t: float
-    rows: ClassVar[Axis] = None
 
     def coefficients(self, gram: Gram) -> tuple[float, ...]:
         if len(gram) == 1:
@@ -64,7 +56,6 @@ class NuSlerp:
     """Along the arc from the first input to the second, by t of the way."""
 
     t: float
-    rows: Axis = None
 
     def coefficients(self, gram: Gram) -> tuple[float, ...]:
         first, second = (max(norm, 1e-7) for norm in _norms(gram))
@@ -83,7 +74,6 @@ class MultiSlerp:
 
     weight: tuple[float, ...]
     eps: float
-    rows: ClassVar[Axis] = None
 
     def coefficients(self, gram: Gram) -> tuple[float, ...]:
         norms = _norms(gram)
@@ -109,7 +99,6 @@ class Karcher:
 
     max_iter: int
     tol: float
-    rows: ClassVar[Axis] = None
 
     def coefficients(self, gram: Gram) -> tuple[float, ...]:
         norms = _norms(gram)
@@ -160,8 +149,6 @@ class ModelStock:
 
     One delta alone says nothing about that: the base stays.
     """
-
-    rows: Axis = None
 
     def coefficients(self, gram: Gram) -> tuple[float, ...]:
         count, norms = len(gram), _norms(gram)

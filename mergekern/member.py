@@ -165,7 +165,7 @@ class Member:
     def _apart(self) -> np.ndarray:
         """True for tensors that do not go in batches, by row."""
         ranked = self.target.ranked & self._cutter.fits
-        return self.target.whole_tensor & ~ranked | self.target.copied
+        return self.target.whole_tensor & ~ranked | ~self.target.batched
 
     def _merge_batch(self, cargo: Cargo, chosen: np.ndarray) -> None:
         """Pieces of one kind, which need no statistics but those of the whole model, or else small
@@ -201,7 +201,10 @@ class Member:
             if out.data_ptr() != tile.experts[0].data_ptr():
                 out.copy_(tile.experts[0])
             return
-        if self._op is not None and self._op[0] == row:  # one of many tiles
+        if not self.target.whole_tensor[row]:
+            op = self._shared_op(int(self.target.kind[row]), step)
+            found = self._backend.fuse(op, tile, out)
+        elif self._op is not None and self._op[0] == row:  # one of many tiles
             found = self._backend.fuse(self._op[1], tile, out)
         else:
             found = self._shared.fuse(self.target, row, tile, out, self._known(step))

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -166,7 +166,7 @@ class Plan:
             "base": self.base,
             "donor": self.donor,
             "fingerprints": [dict(files) for files in self.fingerprints],
-            "specs": [asdict(spec) for spec in self.specs],
+            "specs": [spec.to_dict() for spec in self.specs],
             "steps": [step.to_dict(numbers.get(id(step.spec))) for step in self.steps],
             "shards": [_shard_dict(shard) for shard in self.shards],
             "out_dtype": None if self.out_dtype is None else dtype_name(self.out_dtype),

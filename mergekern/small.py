@@ -51,7 +51,7 @@ def merge_small(
 
 def _is_small(step: Step, backend: Backend) -> bool:
     spec = step.spec
-    if spec is None or spec.asks is not None or spec.whole_model:
+    if spec is None or spec.asks is not None or spec.whole_model or not spec.batched:
         return False
     return 0 < step.numel <= (backend.ranked if spec.ranked else backend.batched)
 

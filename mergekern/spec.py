@@ -7,10 +7,11 @@ per expert that takes part in the tensor, in recipe order.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
+from mergekern.function import Function
 from mergekern.fused import Combine, Elect, Rule
 from mergekern.geometry import Geometry
 
@@ -28,6 +29,7 @@ class Spec:
     keep is the probability of the random drop's coin. All are 1, 0 and 1, or nothing, where not
     asked for. With a geometry, coefficients come from it and not from weights; a linear_combination
     of a step that has a base is one of deltas, and the base is added to it.
+    function: of the rule "function", for which all else is left as it is.
     What follows from them is found out once, as all tensors with equal parameters share a spec.
     """
 
@@ -46,6 +48,7 @@ class Spec:
     ties: Ties = "index"
     seed: int = 0
     geometry: Geometry | None = None
+    function: Function | None = None
 
     @cached_property
     def trims(self) -> bool:
@@ -72,6 +75,11 @@ class Spec:
         return self.trims and self.scope == "tensor" and self.asks is None
 
     @cached_property
+    def batched(self) -> bool:
+        """True when small tensors may be merged together, by one call."""
+        return self.function is None
+
+    @cached_property
     def one_pass(self) -> bool:
         """True when a trimmed tensor can be merged with guessed windows and set right afterwards.
 
@@ -89,11 +97,18 @@ class Spec:
 
         A Gram matrix serves every geometry, so that a grid over t has it once.
         """
-        if self.geometry is not None and self.geometry.rows is None:
+        if self.geometry is not None:
             return "gram"
         if self.rescale == "l1" and (self.trims or any(keep < 1 for keep in self.keep)):
             return ("l1", self.keep, self.seed)
+        if self.function is not None and self.function.survey is not None:
+            return self.function
         return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        function = None if self.function is None else self.function.to_dict()
+        return asdict(replace(self, function=None)) | {"function": function}
 
 
 AS_IS = Spec("linear_combination", (1.0,))  # one model's tensor, unchanged

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from mergekern.backends import Backend
 from mergekern.errors import MergeError
+from mergekern.function import Found
 from mergekern.fused import KEEP_ALL, Combine, ExpertScalars, FusedOp, Rule, Window, name_hash
 from mergekern.geometry import Gram
 from mergekern.plan import Step
 from mergekern.spec import Spec
+from mergekern.survey import Survey
 from mergekern.tiles import Tensors
 
 NO_SCALE_BELOW = 1e-7  # mergekit's guard of the l1 rescale: sums below it leave the delta as it is
@@ -25,10 +27,12 @@ class Numbers:
 
     scales: what each expert's kept delta is multiplied by
     gram:   dot products of the experts' deltas, or of their weights where there is no base
+    found:  by the survey of a function
     """
 
     scales: tuple[float, ...] | None = None
     gram: Gram | None = None
+    found: Found = field(default_factory=dict)
 
 
 NOTHING = Numbers()
@@ -40,6 +44,11 @@ def fused_op(
     """The op of a step, given its windows if it trims, and its numbers if its spec asks for any."""
     spec = step.spec
     assert spec is not None, f"{step.name}: not a merge step"
+    if spec.function is not None:
+        plain = tuple(ExpertScalars(index, 1.0) for index in step.expert_index)
+        return FusedOp(
+            spec.rule, plain, work=step.work, function=spec.function, found=numbers.found
+        )
     windows = windows or (Window(),) * len(step.experts)
     scales = numbers.scales or _plain_scales(spec, len(step.experts))
     weight = spec.weight if spec.geometry is None else _coefficients(step, numbers.gram)
@@ -104,6 +113,10 @@ def numbers_of(
     (step,) = tensors.steps
     if step.spec is None or step.spec.asks is None:
         return NOTHING
+    function = step.spec.function
+    if function is not None and function.survey is not None:
+        found = function.survey(Survey(backend, tensors), **dict(function.parameters))
+        return Numbers(found=found)
     if step.spec.geometry is not None:
         return Numbers(gram=_gram(backend, tensors))
     return Numbers(scales=_l1_scales(backend, tensors, windows))

@@ -74,6 +74,11 @@ class Target:
         return rows[(whole & (self.numel > 0))[rows]]
 
     @cached_property
+    def batched(self) -> np.ndarray:
+        """True for tensors that may be merged together with others, by one call."""
+        return self._by_kind([s.spec is not None and s.spec.batched for s in self._of_kinds])
+
+    @cached_property
     def copied(self) -> np.ndarray:
         return self._by_kind([step.action == "copy" for step in self._of_kinds])
 

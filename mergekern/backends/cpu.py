@@ -12,6 +12,7 @@ import torch
 from mergekern import _C, huge
 from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation, nothing
 from mergekern.backends.checks import check_batch, check_inputs, check_open, check_out, check_tile
+from mergekern.backends.functions import run
 from mergekern.fused import Batch, ExpertScalars, Findings, FusedOp, Tile, Window
 
 _DTYPES = {
@@ -59,6 +60,9 @@ class CpuBackend:
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
         check_tile(tile, op.work, _CPU, deltas=op.rule == "task_vector")
         check_out(tile, out, _CPU)
+        if op.rule == "function":
+            one = CpuBackend(1, self.instruction_set)
+            return run(op, tile, out, one.fuse, all_finite, self.threads)
         found = _C.fuse(
             self._how(op.work),
             _native(op),

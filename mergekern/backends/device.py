@@ -15,6 +15,7 @@ from mergekern.backends.checks import (
     check_out,
     check_tile,
 )
+from mergekern.backends.functions import run
 from mergekern.backends.launch import (
     Kernels,
     Pass,
@@ -46,6 +47,8 @@ class DeviceBackend:
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
         check_tile(tile, op.work, self.device, deltas=op.rule == "task_vector")
         check_out(tile, out, self.device)
+        if op.rule == "function":
+            return run(op, tile, out, self.fuse, lambda x: bool(x.isfinite().all()))
         todo = self.start(op, batch_of(op, tile, out), windows_of(op))
         return findings(todo.found).get(0, Findings())
 

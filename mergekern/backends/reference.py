@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation, nothing
+from mergekern.backends.functions import run
 from mergekern.backends.philox import coins
 from mergekern.fused import (
     EVERY_INDEX,
@@ -39,6 +40,8 @@ class ReferenceBackend:
         return nothing
 
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
+        if op.rule == "function":
+            return run(op, tile, out, self.fuse, _finite)
         rule = task_vector if op.rule == "task_vector" else linear_combination
         rounded = round_to(rule(op, tile), out.dtype)
         out.copy_(rounded)

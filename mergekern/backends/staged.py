@@ -71,6 +71,8 @@ class StagedBackend:
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
         check_tile(tile, op.work, _HOST, deltas=op.rule == "task_vector")
         check_out(tile, out, _HOST)
+        if op.rule == "function":
+            return self._call(op, tile, out)
         found, _ = self._run(op, batch_of(op, tile, out), windows_of(op))
         return found.get(0, Findings())
 
@@ -149,6 +151,16 @@ class StagedBackend:
                 slot.abandon()
             raise
         return dict(sorted(found.items())), kept
+
+    def _call(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
+        """A function is called on copies, one stretch after the other."""
+        found, stop = Findings(), 0
+        for part in self._copies(tile):
+            start, stop = stop, stop + part.numel
+            made = torch.empty(part.numel, dtype=out.dtype, device=self.device)
+            found |= self._inner.fuse(op, part, made)
+            out[start:stop].copy_(made)
+        return found
 
     def _copies(self, tile: Tile) -> Iterator[Tile]:
         """The tile in stretches, on the device; one, where it is empty."""

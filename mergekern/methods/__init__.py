@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from mergekern.methods import linear, model_stock, passthrough, spherical, task_vectors
+# Registered in this order, which is that of the documentation.
+from mergekern.methods import linear, model_stock, passthrough, spherical, task_vectors  # isort: skip
+from mergekern.methods import elementwise  # isort: skip
+from mergekern.methods.functions import method
 from mergekern.methods.parameters import Doc, Parameter, nearest
-from mergekern.methods.registry import Method, Preset, all_methods, get_method, method
+from mergekern.methods.plugins import load_plugin
+from mergekern.methods.registry import Method, Preset, all_methods, get_method
 
 __all__ = [
     "Doc",
@@ -12,8 +16,10 @@ __all__ = [
     "Parameter",
     "Preset",
     "all_methods",
+    "elementwise",
     "get_method",
     "linear",
+    "load_plugin",
     "method",
     "model_stock",
     "nearest",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from mergekern.geometry import ModelStock
+from mergekern.methods import rowwise
 from mergekern.methods.parameters import Doc
 from mergekern.methods.registry import method
 from mergekern.spec import Spec
@@ -30,4 +31,6 @@ def model_stock(
     as 1e-6 at the least. Where |1 + (n - 1) c| < 1e-6, t is 0. A tensor that only one model has
     besides the base (see --mismatch) is the base's: one delta has no angle to another.
     """
-    return Spec(rule="linear_combination", geometry=ModelStock(rows=-1 if filter_wise else None))
+    if filter_wise:
+        return rowwise.row_wise("model_stock", rowwise.model_stock, -1)
+    return Spec(rule="linear_combination", geometry=ModelStock())

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from mergekern.errors import RecipeError
 
@@ -126,7 +126,7 @@ def parameters_of(
     without: Iterable[str] = (),
     defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Parameter, ...]:
-    """The keyword parameters of a method's function; every one is `Annotated[type, Doc(...)]`.
+    """The keyword parameters of a method's function; of a type, or of `Annotated[type, Doc(...)]`.
 
     A tuple is one number per model; its default is written as a tuple of one, good for all.
     without:  keywords that this method does not offer
@@ -142,8 +142,9 @@ def parameters_of(
 
 
 def _parameter(keyword: str, annotation: Any, default: Any) -> Parameter:
-    hint, doc = get_args(annotation)
-    assert isinstance(doc, Doc), f"{keyword} has no Doc"
+    annotated = get_origin(annotation) is Annotated
+    hint, doc = get_args(annotation) if annotated else (annotation, Doc(""))
+    assert isinstance(doc, Doc), f"{keyword} is annotated with {doc!r}, not a Doc"
     if isinstance(hint, UnionType):
         hint = get_args(hint)[0]
     choices = get_args(hint) if get_origin(hint) is Literal else ()

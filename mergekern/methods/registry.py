@@ -141,9 +141,10 @@ def register(
     lone: bool = False,
     inert: Mapping[str, str] | None = None,
     presets: Mapping[str, Preset] | None = None,
+    again: bool = False,
 ) -> None:
-    """Add a method to the table."""
-    assert name not in _METHODS, f"two methods are named {name}"
+    """Add a method to the table; again: in the place of the one of that name, if there is one."""
+    assert again or name not in _METHODS, f"two methods are named {name}"
     _METHODS[name] = Method(
         name=name,
         function=function,

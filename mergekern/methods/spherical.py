@@ -7,6 +7,7 @@ from typing import Annotated
 
 from mergekern.fused import Rule
 from mergekern.geometry import Karcher, MultiSlerp, NuSlerp, Slerp
+from mergekern.methods import rowwise
 from mergekern.methods.parameters import Doc
 from mergekern.methods.registry import method
 from mergekern.methods.weights import check_divisible
@@ -64,8 +65,9 @@ def nuslerp(
         return AS_IS
     total = sum(weight)
     t = weight[1] / total if abs(total) >= 1e-6 else 0.5
-    rows = None if nuslerp_flatten else 0 if nuslerp_row_wise else -1
-    return Spec(rule=COMBINATION, geometry=NuSlerp(t, rows))
+    if not nuslerp_flatten:
+        return rowwise.row_wise("nuslerp", rowwise.nuslerp, 0 if nuslerp_row_wise else -1, t=t)
+    return Spec(rule=COMBINATION, geometry=NuSlerp(t))
 
 
 @method(

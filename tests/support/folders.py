@@ -28,6 +28,12 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "karcher": {"method": "karcher"},
     "multislerp": {"method": "multislerp", "weight": [0.25, 0.75]},
+    "ram": {"method": "ram", "epsilon": 1e-2},
+    "ramplus_tl": {"method": "ramplus_tl", "epsilon": 1e-2},
+    "nuslerp, columns": {
+        **{"method": "nuslerp", "weight": [0.25, 0.75]},
+        **{"nuslerp_flatten": False, "nuslerp_row_wise": True},
+    },
     "dare": {"method": "dare_ties", "density": 0.4, "seed": 7},
 }
 
