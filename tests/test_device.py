@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 import mergekern
 from mergekern import api
 from mergekern.backends.choose import get_backend
+from mergekern.checkpoint.memory import MemoryCheckpoint
 from mergekern.errors import BudgetError
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -68,6 +70,48 @@ def test_in_memory(method: str, parameters: dict[str, Any]) -> None:
     want = mergekern.merge(method, backend="cpu", **call)
     got = mergekern.merge(method, **call)
     assert all(torch.equal(got[name], x) for name, x in want.items())
+
+
+def test_all_tensors_of_a_kind_are_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches, real = [], PlainKernels.fuse
+    monkeypatch.setattr(api, "get_backend", lambda *a, **o: DEVICES[0])
+    monkeypatch.setattr(
+        PlainKernels, "fuse", lambda self, todo: (launches.append(todo), real(self, todo))
+    )
+    shapes = {f"w{n}": (n % 5 + 1, 7) for n in range(40)} | {f"norm{n}": (9,) for n in range(20)}
+    base, *experts = (
+        {
+            name: torch.randn(shape).to(torch.float32 if len(shape) == 1 else torch.bfloat16)
+            for name, shape in shapes.items()
+        }
+        for _ in range(4)
+    )
+    call = {"base": base, "models": experts}
+    got = mergekern.merge("task_arithmetic", **call)
+    assert sorted(len(todo.segments) for todo in launches) == [20, 40]
+    want = mergekern.merge("task_arithmetic", backend="reference", **call)
+    assert all(torch.equal(got[name], x) for name, x in want.items())
+
+
+def test_strided_models_are_copied_tensor_by_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "get_backend", lambda *a, **o: DEVICES[0])
+    base, *experts = ({f"w{n}": torch.randn(30, 20) for n in range(9)} for _ in range(3))
+    strided = [{name: x.t().contiguous().t() for name, x in s.items()} for s in (base, *experts)]
+    copies: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    alive, real = [], MemoryCheckpoint.read
+
+    def read(self: MemoryCheckpoint, *where: Any) -> torch.Tensor:
+        copy = real(self, *where)
+        copies.add(copy)
+        alive.append(len(copies))
+        return copy
+
+    monkeypatch.setattr(MemoryCheckpoint, "read", read)
+    for method, parameters in CASES[1:3]:
+        want = mergekern.merge(method, base=base, models=experts, **parameters)
+        got = mergekern.merge(method, base=strided[0], models=strided[1:], **parameters)
+        assert all(torch.equal(got[name], x) for name, x in want.items())
+    assert 3 <= max(alive) <= 6  # those of one tensor, and of the next
 
 
 @pytest.mark.parametrize(("method", "parameters"), CASES)
