@@ -25,6 +25,7 @@ from mergekern.fused import EVERY_INDEX, KEEP_ALL, Batch, Findings, FusedOp
 
 MOST_OPEN = 1 / 2  # of all elements; a guess that leaves more is given up
 TOGETHER = 1 << 29  # elements of tensors that are looked at together: what is open takes memory
+ALIGN = 8  # elements: what the quick kernels take at a time begins at a multiple of 16 bytes
 TILE = 1 << 40  # more than a tensor has elements: tells the places of tiles apart
 
 
@@ -146,11 +147,13 @@ class _Open:
         self._place, self._starts = places
         self._numel = self._starts.diff()
         numel = self._numel.cpu().numpy()
-        starts = np.cumsum(numel) - numel
-        self._merged = torch.empty(len(self._place), dtype=batch.out, device=on.device)
+        room = -(-numel // ALIGN) * ALIGN
+        starts = np.cumsum(room) - room
+        self._gaps = self._with_gaps(room, upload(starts, on.device))
+        self._merged = torch.empty(int(room.sum()), dtype=batch.out, device=on.device)
         lines: Sequence[torch.Tensor] = []
         if len(self._place):
-            base, experts = on.gather(todo, self._place, self._starts)
+            base, experts = on.gather(todo, *self._gaps)
             lines = [base, *experts]
         self._lines = lines  # kept: addresses of them are in use
         columns = [line.data_ptr() + starts * line.element_size() for line in lines]
@@ -198,13 +201,27 @@ class _Open:
         what was found, as Pass.found."""
         todo = self._on.start(self._op, self._batch, windows[:, :, None])
         if len(self._place):
-            self._on.scatter(self._todo, self._place, self._starts, self._merged)
+            self._on.scatter(self._todo, *self._gaps, self._merged)
         return todo.found
+
+    def _with_gaps(
+        self, room: np.ndarray, starts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The places and where each tile's begin, with gaps so that tiles begin aligned."""
+        size = int(room.sum())
+        index = torch.full((size,), -1, dtype=torch.int64, device=self._place.device)
+        further = torch.repeat_interleave(
+            starts - self._starts[:-1], self._numel, output_size=len(self._place)
+        )
+        index[torch.arange(len(self._place), device=further.device) + further] = self._place
+        return index, torch.cat([starts, self._starts[-1:] + (size - len(self._place))])
 
     def _mine(self, windows: torch.Tensor) -> torch.Tensor:
         """Windows whose last indices count these elements."""
         tile = torch.arange(len(windows), device=windows.device)
-        keys = self._place + TILE * torch.repeat_interleave(tile, self._numel)
+        keys = self._place + TILE * torch.repeat_interleave(
+            tile, self._numel, output_size=len(self._place)
+        )
         found = windows.clone()
         for column in (1, 3):
             last = windows[..., column].contiguous()
