@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import mergekern
 from mergekern import api
 from mergekern.backends.choose import get_backend
+from mergekern.checkpoint import memory
 from mergekern.checkpoint.memory import MemoryCheckpoint
 from mergekern.errors import BudgetError
 
@@ -132,6 +133,43 @@ def test_into_a_folder(method: str, parameters: dict[str, Any], tmp_path: Path) 
         files = sorted((tmp_path / backend).glob("*.safetensors"))
         written.append([file.read_bytes() for file in files])
     assert written[0] == written[1] != []
+
+
+def test_models_on_a_device_are_read_into_the_buffers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """So that what the host holds of them is counted, as that of files is."""
+    base, *experts = models()
+    held = sum(x.nbytes for state in (base, *experts) for x in state.values())
+    read = []
+    for place in ("cpu", "xpu"):
+        monkeypatch.setattr(memory, "_device", lambda *_, place=place: torch.device(place))
+        call = {"base": base, "models": experts, "output": tmp_path / place, "backend": "cpu"}
+        read.append(mergekern.merge("task_arithmetic", **call).bytes_read)
+    assert read == [0, held]
+    one, other = (next((tmp_path / p).glob("*.safetensors")) for p in ("cpu", "xpu"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[None]:
+    """A default device that holds no numbers, as a GPU's memory holds none for the host."""
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(("method", "parameters"), CASES[1:])
+def test_the_default_device_is_left_alone(
+    method: str, parameters: dict[str, Any], backend: str, request: pytest.FixtureRequest
+) -> None:
+    base, *experts = models()
+    call = {"base": base, "models": experts, "backend": backend, **parameters}
+    want = mergekern.merge(method, **call)
+    request.getfixturevalue("elsewhere")
+    got = mergekern.merge(method, **call)
+    assert all(torch.equal(got[name], x) for name, x in want.items())
 
 
 @pytest.mark.usefixtures("device")
