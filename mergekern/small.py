@@ -1,4 +1,5 @@
-"""Small tensors in memory: a call for each would cost more than they do."""
+"""Tensors in memory that are merged by the batch: a call for each would cost more than small ones
+do, and on a device more than any."""
 
 from __future__ import annotations
 
@@ -24,16 +25,14 @@ def merge_small(
     outs: Mapping[str, torch.Tensor],
     known: Found,
 ) -> list[Step]:
-    """Merge the small tensors that need no statistics but their own thresholds, all of a kind by
-    one call.
+    """Merge the small tensors that need no statistics but thresholds, all of a kind by one call.
 
     Returns the steps that are left.
     """
     inputs = _Inputs.of(plan, checkpoints)
-    small = _limits(plan, backend)[plan.columns.kind]
-    # What is strided has to be copied, which is done for one tensor at a time.
-    chosen = (plan.columns.numel <= small) & (plan.columns.numel > 0) & inputs.in_order.all(1)
-    for rows in _of_a_kind(plan, inputs, np.flatnonzero(chosen)):
+    left = np.ones(len(plan.steps), bool)
+    for rows in _batches(plan, inputs, backend):
+        left[rows] = False
         op = fused_op(plan.steps[rows[0]])
         batch = _batch(plan, op, inputs, rows, outs)
         # What is read tells whose windows they are: of these memory holds nothing else meanwhile.
@@ -41,7 +40,7 @@ def merge_small(
         found = fuse_batch(backend, op, batch, known, read)
         for place in sorted(found):
             check_findings(plan, checkpoints, plan.steps[rows[place]], found[place])
-    return [plan.steps[row] for row in np.flatnonzero(~chosen).tolist()]
+    return [plan.steps[row] for row in np.flatnonzero(left).tolist()]
 
 
 @dataclass(frozen=True)
@@ -75,13 +74,31 @@ class _Inputs:
         return cls(address[at], in_order[at], dtype[at], list(numbers))
 
 
+def _batches(plan: Plan, inputs: _Inputs, backend: Backend) -> Iterator[np.ndarray]:
+    """The rows of the batches."""
+    small = _limits(plan, backend)[plan.columns.kind]
+    # What is strided has to be copied, which is done for one tensor at a time.
+    chosen = (plan.columns.numel <= small) & (plan.columns.numel > 0) & inputs.in_order.all(1)
+    kinds = plan.columns.of_kinds(plan.steps)
+    whole = np.array([step.spec is not None and step.spec.whole_model for step in kinds], bool)
+    model = whole[plan.columns.kind] & (plan.columns.numel > 0)
+    for rows in _of_a_kind(plan, inputs, np.flatnonzero(chosen)):
+        # What is ranked together is one batch, or none.
+        if not model[rows[0]] or len(rows) == np.count_nonzero(model):
+            yield rows
+
+
 def _limits(plan: Plan, backend: Backend) -> np.ndarray:
     """Up to how many elements a step of each kind is small."""
     limits = np.zeros(int(plan.columns.kind.max(initial=-1)) + 1, np.int64)
     examples = plan.columns.of_kinds(plan.steps)
     for kind, step in enumerate(examples):
         spec = step.spec
-        if spec is not None and spec.asks is None and not spec.whole_model:
+        if spec is None or spec.asks is not None:
+            continue
+        if spec.whole_model:
+            limits[kind] = backend.ranked if backend.together else 0
+        else:
             limits[kind] = backend.ranked if spec.ranked else backend.batched
     return limits
 
@@ -122,4 +139,4 @@ def _batch(
         numel=plan.columns.numel[rows],
         name_hash=hashes,
     )
-    return ranked(batch, step) if step.spec is not None and step.spec.ranked else batch
+    return ranked(batch, step) if step.spec is not None and step.spec.trims else batch

@@ -47,6 +47,7 @@ class CpuBackend:
 
     name = "cpu"
     ranked = CHUNK
+    together = False
     batched = 4 * CHUNK  # larger ones are worth a call each
 
     def __init__(self, threads: int | None = None, instruction_set: str = "") -> None:

@@ -33,6 +33,7 @@ class ReferenceBackend:
     name = "reference"
     lanes = 1
     ranked = CHUNK
+    together = False
     batched = 4 * CHUNK
 
     def pin(self, memory: torch.Tensor) -> Callable[[], None]:

@@ -41,6 +41,7 @@ class StagedBackend:
 
     lanes = 1
     ranked = CHUNK
+    together = False
     batched = EVERY_INDEX
 
     def __init__(self, inner: DeviceBackend, host: Backend, room: int) -> None:

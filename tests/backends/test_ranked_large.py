@@ -31,8 +31,8 @@ def test_a_guess_that_fails(monkeypatch: pytest.MonkeyPatch, sigmas: float, ties
     """Cuts that lie at the sampled rank, or on the wrong side of each other."""
     counted = []
     monkeypatch.setattr(brackets, "SIGMAS", sigmas)
-    real = ranked._counted
-    monkeypatch.setattr(ranked, "_counted", lambda *a: (counted.append(a[2]), real(*a))[1])
+    real = ranked._by_counting
+    monkeypatch.setattr(ranked, "_by_counting", lambda *a: (counted.append(a[2]), real(*a))[1])
     for dtype in (torch.bfloat16, torch.float32):
         given = [tile(n, [dtype] * 3, "near", seed=n) for n in NUMELS]
         assert_same(PLAIN, given, spec_of(2, ties, 0.1), torch.float32, dtype)
