@@ -37,6 +37,7 @@ INSTRUCTION_SETS = X86 if platform.machine() in ("x86_64", "AMD64") else {"gener
 NVCC = shutil.which("nvcc", path=os.pathsep.join([os.environ["PATH"], "/usr/local/cuda/bin"]))
 CUDA_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Werror", "all-warnings", "--threads", "0"]
 CUDA_FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
+OLDEST = 80  # compute capability: warps add up in one instruction from there on
 
 
 def wants_cuda():
@@ -57,9 +58,19 @@ def toolkit():
 
 def architectures():
     """Machine code for each of MERGEKERN_CUDA_ARCHS, and PTX of the last for what comes later."""
-    numbers = os.environ.get("MERGEKERN_CUDA_ARCHS", "80 90").replace(",", " ").split()
+    given = os.environ.get("MERGEKERN_CUDA_ARCHS", "80 90")
+    numbers = given.replace(",", " ").split()
+    known = [re.fullmatch(r"(\d+)[af]?", number) for number in numbers]
+    if not all(known) or not known or min(int(found[1]) for found in known) < OLDEST:
+        raise SystemExit(
+            f"MERGEKERN_CUDA_ARCHS is {given!r}; want the compute capabilities to compile for, "
+            f"{OLDEST} or newer, as in '80 90' (MERGEKERN_CUDA=0 builds no CUDA kernels)"
+        )
     pairs = [(n, f"sm_{n}") for n in numbers] + [(numbers[-1], f"compute_{numbers[-1]}")]
     return [f"-gencode=arch=compute_{n},code={code}" for n, code in pairs]
+
+
+ARCHITECTURES = architectures()
 
 
 class BuildKernels(build_ext):
@@ -81,7 +92,7 @@ class BuildKernels(build_ext):
         if all(path.exists() and path.stat().st_mtime > newest for path in built):
             return
         built[0].parent.mkdir(parents=True, exist_ok=True)
-        command = [NVCC, *CUDA_FLAGS, *architectures(), "-Icsrc", "-c", *sources]
+        command = [NVCC, *CUDA_FLAGS, *ARCHITECTURES, "-Icsrc", "-c", *sources]
         subprocess.run([*command, "-odir", str(built[0].parent)], check=True)
 
     def add_loops(self, ext):

@@ -41,8 +41,8 @@ def gather(
     STEP: tl.constexpr,
 ):
     at = tl.program_id(0).to(tl.int64) * STEP + tl.arange(0, STEP)
-    live = at < count
-    place = tl.load(index + at, mask=live, other=0)
+    place = tl.load(index + at, mask=at < count, other=-1)
+    live = place >= 0
     row = rows_of(segments, starts, tiles, at, live, EXPERTS_AT + len(EXPERTS))
     base = tl.load(row + BASE_AT, mask=live, other=0)
     copy(base, place, tl.load(lines), at, live, BASE)
@@ -64,8 +64,8 @@ def scatter(
     STEP: tl.constexpr,
 ):
     at = tl.program_id(0).to(tl.int64) * STEP + tl.arange(0, STEP)
-    live = at < count
-    place = tl.load(index + at, mask=live, other=0)
+    place = tl.load(index + at, mask=at < count, other=-1)
+    live = place >= 0
     row = rows_of(segments, starts, tiles, at, live, WIDTH)
     out = tl.load(row + OUT_AT, mask=live, other=0)
     copy(tl.load(lines), at, out, place, live, OUT)

@@ -85,7 +85,7 @@ def merge(
     merges = staged_merges(recipe_or_method, folder, intermediate, seed, options)
     if folder is not None and out is not None:
         raise OutputError("output is a folder and out is in memory: give one of them")
-    if folder is None and not all(source.in_memory for source in merges[-1].recipe.sources):
+    if folder is None and not all(source.resident for source in merges[-1].recipe.sources):
         raise OutputError("models on disk are merged into a folder: give output=")
     done: list[Any] = []
     for merge in merges:
@@ -172,7 +172,7 @@ def merge_many(
         recipes, preset=preset, seed=seed, dtype=dtype, out_dtype=out_dtype, parameters=parameters
     )
     folders = output_folders(outputs, recipes, tuple(named))
-    on_disk = [s.label for recipe in named.values() for s in recipe.sources if not s.in_memory]
+    on_disk = [s.label for recipe in named.values() for s in recipe.sources if not s.resident]
     if on_disk and None in folders:
         raise OutputError(f"models on disk, as {on_disk[0]}, are merged into folders: give outputs")
     with ready(list(named.values()), folders, mismatch, max_shard_size) as jobs:

@@ -57,9 +57,15 @@ def batch_of(
 def ranked(batch: Batch, step: Step) -> Batch:
     """The same whose windows are found by ranks, those of the steps' kind."""
     assert step.spec is not None, f"{step.name}: not a merge step"
-    ranks = cut_ranks(step.spec, batch.numel)
-    windows = np.empty((*ranks.shape[:2], 4), np.int64)
-    return replace(batch, windows=windows, ranks=ranks, by_index=step.spec.ties == "index")
+    together = step.spec.whole_model
+    numel = batch.numel.sum(keepdims=True) if together else batch.numel
+    return replace(
+        batch,
+        windows=np.empty((len(batch), len(batch.experts), 4), np.int64),
+        ranks=cut_ranks(step.spec, numel),
+        by_index=step.spec.ties == "index",
+        together=together,
+    )
 
 
 def fuse_batch(
@@ -74,9 +80,11 @@ def fuse_batch(
     if batch.ranks is None or batch.windows is None:
         return backend.fuse_batch(op, batch)
     dtypes = (batch.base, batch.experts, op.work)
-    key = (read, batch.ranks.tobytes(), batch.by_index, dtypes)
+    key = (read, batch.ranks.tobytes(), batch.by_index, batch.together, dtypes)
     if key in known:
-        return backend.fuse_batch(op, replace(batch, windows=known[key], ranks=None))
+        return backend.fuse_batch(
+            op, replace(batch, windows=known[key], ranks=None, together=False)
+        )
     known[key] = batch.windows
     return backend.fuse_batch(op, batch)
 

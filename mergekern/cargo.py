@@ -65,7 +65,7 @@ class Cargo:
         )
         checkpoint, info = self._target.source(row, place)
         if self._target.file[row, place] == MEMORY:
-            return checkpoint.read(info.name, start, stop, None).cpu()  # a copy, from a GPU
+            return checkpoint.read(info.name, start, stop, None)
         length = (stop - start) * info.dtype.itemsize
         begin = int(self._share.inputs[piece, place])
         return self._view(begin, length).view(info.dtype)

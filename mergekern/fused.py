@@ -127,6 +127,7 @@ class Batch:
     ranks:     int64 [n, experts, 2]: where given, the windows are found by them first, and written
                into their column; every tile is a whole tensor, no larger than Backend.ranked
     by_index:  equal magnitudes are told apart by their place; otherwise a cut has all of them
+    together:  the tiles are ranked as one tensor, in order, and ranks has one row for all of them
 
     Of magnitudes in descending order, counted from 1, ranks name the last one that is kept, and the
     last one that is too large; 0 where there is none. Where equal magnitudes stay together, the
@@ -144,6 +145,7 @@ class Batch:
     windows: np.ndarray | None = None
     ranks: np.ndarray | None = None
     by_index: bool = True
+    together: bool = False
 
     def __len__(self) -> int:
         return len(self.outs)

@@ -9,11 +9,14 @@ import torch
 
 PAGE = 2 << 20
 WORTH = 2 * PAGE  # below, no whole huge page may lie inside
+HOST = torch.device("cpu")  # named, or torch.set_default_device() would have its way
 
 
-def empty(numel: int, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
+def empty(
+    shape: int | tuple[int, ...], dtype: torch.dtype, device: torch.device = HOST
+) -> torch.Tensor:
     """torch.empty, with huge pages where the system has them; elsewhere just torch.empty."""
-    tensor = torch.empty(numel, dtype=dtype, device=device)
+    tensor = torch.empty(shape, dtype=dtype, device=device)
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is not None and tensor.nbytes >= WORTH and tensor.device.type == "cpu":
         start = -(-tensor.data_ptr() // PAGE) * PAGE

@@ -37,12 +37,15 @@ class Job:
 
     plan: Plan
     checkpoints: Sequence[Checkpoint]
-    outs: Mapping[str, torch.Tensor]
+    outs: dict[str, torch.Tensor]
+
+    def flat(self, steps: Sequence[Step]) -> dict[str, torch.Tensor]:
+        """The outputs of some steps, as kernels write them."""
+        return {step.name: self.outs[step.name].view(-1) for step in steps}
 
     def result(self) -> dict[str, torch.Tensor]:
         """The merged tensors by name; aliases share storage."""
-        result = {step.name: self.outs[step.name].view(step.shape) for step in self.plan.steps}
-        return result | {alias: result[name] for alias, name in self.plan.aliases.items()}
+        return self.outs | {alias: self.outs[name] for alias, name in self.plan.aliases.items()}
 
 
 Part = tuple[Job, list[Step]]  # steps of one plan that have to be merged together
@@ -63,7 +66,7 @@ def merge_in_memory(
     for plan, opened in zip(plans, checkpoints, strict=True):
         if into is None:
             device = opened[0].device
-            outs = {s.name: huge.empty(s.numel, s.dtype, device) for s in plan.steps}
+            outs = {s.name: huge.empty(s.shape, s.dtype, device) for s in plan.steps}
         else:
             outs = outputs_in(into, plan, opened)
         jobs.append(Job(plan, opened, outs))
@@ -136,7 +139,8 @@ class _Batch:
         self._backend = backend
         self._parts = parts
         self._merges = [
-            Merging({step.name: step for step in steps}, job.outs, {}) for job, steps in parts
+            Merging({step.name: step for step in steps}, job.flat(steps), {})
+            for job, steps in parts
         ]
         self._ops: tuple[int, list[FusedOp]] = (-1, [])
         self._windows: Windows = {}

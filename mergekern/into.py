@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from mergekern.checkpoint.base import Checkpoint, listing
+from mergekern.checkpoint.placed import Placed
 from mergekern.dtypes import dtype_name
 from mergekern.errors import OutputError
 from mergekern.plan import Plan, Step
@@ -22,16 +24,17 @@ def outputs_in(
     """
     _check_names(into, plan)
     device = checkpoints[0].device
+    outs = {step.name: into[step.name].detach() for step in plan.steps}
     for step in plan.steps:
-        _check(step, into[step.name], device)
-    _check_memory(into, plan, checkpoints)
+        if fault := _fault(step, outs[step.name], device):
+            raise OutputError(f"out: tensor {step.name!r} {fault}")
+    _check_memory(outs, plan, checkpoints)
     for alias, name in plan.aliases.items():
         if into[alias].data_ptr() != into[name].data_ptr():
             raise OutputError(
                 f"out: {alias!r} and {name!r} are one tensor in the merged model, and two here: "
                 f"tie them"
             )
-    outs = {step.name: into[step.name].detach().view(-1) for step in plan.steps}
     # Kernels write by address, of which autograd would not know that it is in place.
     tracked = [out for out in outs.values() if not out.is_inference()]
     torch.autograd.graph.increment_version(tracked)
@@ -46,47 +49,62 @@ def _check_names(into: Mapping[str, torch.Tensor], plan: Plan) -> None:
         raise OutputError(f"out: has {listing(others)}, which the merged model has not")
 
 
-def _check(step: Step, tensor: torch.Tensor, device: torch.device) -> None:
-    where = f"out: tensor {step.name!r}"
+def _fault(step: Step, tensor: torch.Tensor, device: torch.device) -> str:
+    """Why a step's output cannot go there, "" when it can."""
     if tensor.dtype != step.dtype:
-        raise OutputError(
-            f"{where} is {dtype_name(tensor.dtype)}, the merge gives {dtype_name(step.dtype)}: set "
-            f"out_dtype"
-        )
-    if tuple(tensor.shape) != step.shape:
-        raise OutputError(f"{where} has shape {list(tensor.shape)}, wanted {list(step.shape)}")
+        found, wanted = dtype_name(tensor.dtype), dtype_name(step.dtype)
+        return f"is {found}, the merge gives {wanted}: set out_dtype"
+    if tensor.shape != step.shape:
+        return f"has shape {list(tensor.shape)}, wanted {list(step.shape)}"
     if tensor.device != device:
-        raise OutputError(f"{where} is on {tensor.device}, the models on {device}: move it there")
-    if not tensor.is_contiguous():
-        raise OutputError(f"{where} is not contiguous: give one that is")
+        return f"is on {tensor.device}, the models on {device}: move it there"
+    return "" if tensor.is_contiguous() else "is not contiguous: give one that is"
 
 
 def _check_memory(
-    into: Mapping[str, torch.Tensor], plan: Plan, checkpoints: Sequence[Checkpoint]
+    outs: Mapping[str, torch.Tensor], plan: Plan, checkpoints: Sequence[Checkpoint]
 ) -> None:
     """No output may lie over an input, or over another output: storages may be different and still
     share memory, as those of two slices of one array do."""
-    spans = [(*_span(into[step.name]), True, step.name) for step in plan.steps]
-    for step in plan.steps:
-        spans += [(*checkpoints[i.model].span(i.name), False, "") for i in step.inputs]
-    reached = output_to = 0  # how far inputs, and the one output before, reach
-    output = ""
-    for begin, end, is_output, name in sorted(s for s in spans if s[0] < s[1]):
-        if is_output and begin < output_to:
-            raise OutputError(
-                f"out: {output!r} and {name!r} share memory, and are two tensors in the merged "
-                f"model: untie them"
-            )
-        if begin < (reached if is_output else output_to):
-            raise OutputError(
-                f"out: tensor {name if is_output else output!r} is in the memory of an input, "
-                f"which would change while it is read: give a copy"
-            )
-        if is_output:
-            output_to, output = end, name
-        else:
-            reached = max(reached, end)
+    names = list(outs)
+    begin, end = _spans(outs, plan, checkpoints)
+    order = np.argsort(begin, kind="stable")
+    order = order[begin[order] < end[order]]
+    begin, end, is_output = begin[order], end[order], order < len(names)
+    inputs_to = _before(np.where(is_output, 0, end))
+    outputs_to = _before(np.where(is_output, end, 0))
+    shared = is_output & (begin < outputs_to)
+    wrong = np.flatnonzero(shared | (begin < np.where(is_output, inputs_to, outputs_to)))
+    if not len(wrong):
+        return
+    place = int(wrong[0])
+    # The output that begins last, this one included, and the one before it.
+    *others, last = order[: place + 1][is_output[: place + 1]].tolist()
+    if shared[place]:
+        raise OutputError(
+            f"out: {names[others[-1]]!r} and {names[last]!r} share memory, and are two tensors in "
+            f"the merged model: untie them"
+        )
+    raise OutputError(
+        f"out: tensor {names[last]!r} is in the memory of an input, which would change while it "
+        f"is read: give a copy"
+    )
 
 
-def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+def _spans(
+    outs: Mapping[str, torch.Tensor], plan: Plan, checkpoints: Sequence[Checkpoint]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The addresses that tensors lie between: all outputs, then all that is read."""
+    placed = Placed(outs.values())
+    begins, ends = [placed.begin], [placed.end]
+    for checkpoint, read in zip(checkpoints, plan.columns.read, strict=True):
+        assert checkpoint.placed is not None, f"{checkpoint.label}: not in memory"
+        at = checkpoint.tensors.places_of(read)
+        begins.append(checkpoint.placed.begin[at])
+        ends.append(checkpoint.placed.end[at])
+    return np.concatenate(begins), np.concatenate(ends)
+
+
+def _before(column: np.ndarray) -> np.ndarray:
+    """The largest entry before each; 0 before the first."""
+    return np.maximum.accumulate(np.concatenate([column[:1] * 0, column[:-1]]))

@@ -17,6 +17,7 @@ from mergekern.lock import LOCK, check_unchanged, lock
 from mergekern.plan import Dropped, Plan
 from mergekern.planner import build_plan
 from mergekern.recipe import Recipe, Source
+from mergekern.remembered import plan_in_memory
 from mergekern.report import group_dropped
 from mergekern.sizes import format_size, parse_size
 
@@ -140,13 +141,16 @@ def ready(
             if output is not None:
                 check_output(opened.values(), output)
             checkpoints = [opened[_identity(source)][1] for source in recipe.sources]
-            plan = build_plan(
-                recipe,
-                checkpoints,
-                mismatch=mismatch,
-                max_shard_size=shard_bytes,
-                share=output is None and all(source.in_memory for source in recipe.sources),
-            )
+            if output is None and all(source.resident for source in recipe.sources):
+                plan = plan_in_memory(recipe, checkpoints, mismatch, shard_bytes)
+            else:
+                plan = build_plan(
+                    recipe,
+                    checkpoints,
+                    mismatch=mismatch,
+                    max_shard_size=shard_bytes,
+                    share=False,
+                )
             jobs.append(Job(recipe, plan, checkpoints, mismatch, output))
         yield jobs
 

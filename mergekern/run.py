@@ -17,6 +17,7 @@ import numpy as np
 
 from mergekern.arena import Arena
 from mergekern.backends import Backend
+from mergekern.backends.streams import Stream
 from mergekern.budget import MemoryEstimate
 from mergekern.checkpoint.base import Checkpoint
 from mergekern.columns import distinct
@@ -46,6 +47,8 @@ class Run:
         self._progress = progress
         self._showing = False
         self._table = tabulate(plans, checkpoints)
+        for device in {each.device for mine in checkpoints for each in mine}:
+            Stream(device, current=True).finish()  # models are read by other threads
         self._pipeline = Pipeline(self._table, Arena(estimate.buffers))
         self._unpin = backend.pin(self._pipeline.arena.tensor)
         self._cutter = Cutter(self._table, estimate.buffers, estimate.tile)

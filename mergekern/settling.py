@@ -103,7 +103,7 @@ class Settling:
         step = doubt.step
         if self._op is None or self._op[0] != step.name:
             self._op = (step.name, fused_op(step, self._windows[step.name]))
-        merged = torch.empty(doubt.tile.numel, dtype=dtype)
+        merged = torch.empty(doubt.tile.numel, dtype=dtype, device="cpu")
         found = doubt.merge(self._backend, self._op[1], merged)
         check_findings(self._target.plan, self._target.checkpoints, step, found)
         return merged

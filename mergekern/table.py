@@ -18,7 +18,8 @@ from mergekern.columns import column, each_once, one_of_each, rows_of
 from mergekern.fused import name_hash
 from mergekern.plan import Plan, Step
 
-NONE, MEMORY, READ = -3, -2, -1  # in place of a file: no such input, views, read() into a buffer
+# In place of a file: no such input, views of the host's memory, read() into a buffer.
+NONE, MEMORY, READ = -3, -2, -1
 
 Source = tuple[Checkpoint, TensorInfo]  # whose tensor, and which
 
@@ -225,7 +226,8 @@ class Sources:
             known = dict(zip(checkpoint.files, count(len(files)), strict=False))
             files += checkpoint.files.values()
             held = checkpoint.tensors
-            other = READ if checkpoint.on_disk else MEMORY
+            apart = checkpoint.on_disk or checkpoint.device.type != "cpu"
+            other = READ if apart else MEMORY
             file.append(column([known.get(name, other) for name in held.files])[held.file])
             begin.append(held.begin)
             codes = [dtypes.setdefault(each, len(dtypes)) for each in held.dtypes]

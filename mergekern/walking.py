@@ -57,7 +57,7 @@ def _growing(parts: Sequence[Part]) -> Iterator[Sequence[Part]]:
 
 def _count(backend: Backend, tile: Tile, step: Step, expert: int, magnitude: int) -> int:
     """How many of one expert's elements have a magnitude."""
-    tally = torch.zeros((backend.lanes, 1), dtype=torch.int64)
+    tally = torch.zeros((backend.lanes, 1), dtype=torch.int64, device="cpu")
     bracket = Bracket(step.expert_index.index(expert), magnitude, 0, 1)
     backend.count(tile, [bracket], step.work, [tally])
     return int(tally.sum())

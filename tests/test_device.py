@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from safetensors.torch import save_file
 import mergekern
 from mergekern import api
 from mergekern.backends.choose import get_backend
+from mergekern.checkpoint import memory
+from mergekern.checkpoint.memory import MemoryCheckpoint
 from mergekern.errors import BudgetError
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -73,6 +76,48 @@ def test_in_memory(method: str, parameters: dict[str, Any]) -> None:
     assert all(torch.equal(got[name], x) for name, x in want.items())
 
 
+def test_all_tensors_of_a_kind_are_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches, real = [], PlainKernels.fuse
+    monkeypatch.setattr(api, "get_backend", lambda *a, **o: DEVICES[0])
+    monkeypatch.setattr(
+        PlainKernels, "fuse", lambda self, todo: (launches.append(todo), real(self, todo))
+    )
+    shapes = {f"w{n}": (n % 5 + 1, 7) for n in range(40)} | {f"norm{n}": (9,) for n in range(20)}
+    base, *experts = (
+        {
+            name: torch.randn(shape).to(torch.float32 if len(shape) == 1 else torch.bfloat16)
+            for name, shape in shapes.items()
+        }
+        for _ in range(4)
+    )
+    call = {"base": base, "models": experts}
+    got = mergekern.merge("task_arithmetic", **call)
+    assert sorted(len(todo.segments) for todo in launches) == [20, 40]
+    want = mergekern.merge("task_arithmetic", backend="reference", **call)
+    assert all(torch.equal(got[name], x) for name, x in want.items())
+
+
+def test_strided_models_are_copied_tensor_by_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "get_backend", lambda *a, **o: DEVICES[0])
+    base, *experts = ({f"w{n}": torch.randn(30, 20) for n in range(9)} for _ in range(3))
+    strided = [{name: x.t().contiguous().t() for name, x in s.items()} for s in (base, *experts)]
+    copies: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    alive, real = [], MemoryCheckpoint.read
+
+    def read(self: MemoryCheckpoint, *where: Any) -> torch.Tensor:
+        copy = real(self, *where)
+        copies.add(copy)
+        alive.append(len(copies))
+        return copy
+
+    monkeypatch.setattr(MemoryCheckpoint, "read", read)
+    for method, parameters in CASES[1:3]:
+        want = mergekern.merge(method, base=base, models=experts, **parameters)
+        got = mergekern.merge(method, base=strided[0], models=strided[1:], **parameters)
+        assert all(torch.equal(got[name], x) for name, x in want.items())
+    assert 3 <= max(alive) <= 6  # those of one tensor, and of the next
+
+
 @pytest.mark.parametrize(("method", "parameters"), CASES)
 @pytest.mark.usefixtures("device")
 def test_into_a_folder(method: str, parameters: dict[str, Any], tmp_path: Path) -> None:
@@ -91,6 +136,43 @@ def test_into_a_folder(method: str, parameters: dict[str, Any], tmp_path: Path) 
         files = sorted((tmp_path / backend).glob("*.safetensors"))
         written.append([file.read_bytes() for file in files])
     assert written[0] == written[1] != []
+
+
+def test_models_on_a_device_are_read_into_the_buffers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """So that what the host holds of them is counted, as that of files is."""
+    base, *experts = models()
+    held = sum(x.nbytes for state in (base, *experts) for x in state.values())
+    read = []
+    for place in ("cpu", "xpu"):
+        monkeypatch.setattr(memory, "_device", lambda *_, place=place: torch.device(place))
+        call = {"base": base, "models": experts, "output": tmp_path / place, "backend": "cpu"}
+        read.append(mergekern.merge("task_arithmetic", **call).bytes_read)
+    assert read == [0, held]
+    one, other = (next((tmp_path / p).glob("*.safetensors")) for p in ("cpu", "xpu"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[None]:
+    """A default device that holds no numbers, as a GPU's memory holds none for the host."""
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(("method", "parameters"), CASES[1:])
+def test_the_default_device_is_left_alone(
+    method: str, parameters: dict[str, Any], backend: str, request: pytest.FixtureRequest
+) -> None:
+    base, *experts = models()
+    call = {"base": base, "models": experts, "backend": backend, **parameters}
+    want = mergekern.merge(method, **call)
+    request.getfixturevalue("elsewhere")
+    got = mergekern.merge(method, **call)
+    assert all(torch.equal(got[name], x) for name, x in want.items())
 
 
 @pytest.mark.usefixtures("device")

@@ -7,7 +7,7 @@ namespace mergekern {
 
 struct GatherArgs {
   Pass pass;
-  const int64_t* index;   // [count]: places in their tiles, tile after tile
+  const int64_t* index;   // [count]: places in their tiles, tile after tile; none where below 0
   const int64_t* starts;  // [tiles + 1]: where each tile's begin
   const int64_t* lines;   // addresses: of base and experts to be filled; of outputs to be read
   int64_t count;
@@ -56,8 +56,9 @@ struct Gather {
     for (int turn = 0; turn < kEach; ++turn) {
       const int64_t i = (block * kEach + turn) * kThreads + thread;
       if (i >= a.count) return;
-      const int64_t* row = row_of(a.pass, tile_of_index(a, i));
-      move(a, row, i, a.index[i]);
+      const int64_t place = a.index[i];
+      if (place < 0) continue;
+      move(a, row_of(a.pass, tile_of_index(a, i)), i, place);
     }
   }
 

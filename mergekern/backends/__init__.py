@@ -69,12 +69,14 @@ class Backend(Protocol):
 
     batched: elements of a tensor in memory up to which it is merged together with others
     ranked:  elements of a tensor up to which a batch may name ranks instead of windows
+    together: whether these may be ranks among all tiles of a batch
     """
 
     name: str
     lanes: int
     batched: int
     ranked: int
+    together: bool
 
     def pin(self, memory: torch.Tensor) -> Callable[[], None]:
         """Told of host memory that many inputs will come from. Returns what to call before it is

@@ -9,12 +9,14 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from mergekern.backends.groups import Groups
 from mergekern.backends.launch import Pass
 from mergekern.fused import EVERY_INDEX, Batch, FusedOp
 
 SIGMAS = 4.5  # of a sampled rank; see mergekern/sampling.py
 RUN = 64  # elements that are sampled together
 LEAST, MOST = 1 << 14, 1 << 18  # elements of a sample
+MOST_OF_MODEL = 1 << 22  # the more there is, the more it would leave open
 GOLDEN = 0.6180339887498949
 
 
@@ -43,28 +45,27 @@ class Launches(Protocol):
 
 
 def bracket(
-    on: Launches, op: FusedOp, batch: Batch, ranks: torch.Tensor, numel: torch.Tensor
+    on: Launches, op: FusedOp, batch: Batch, groups: Groups, ranks: torch.Tensor
 ) -> torch.Tensor:
-    """int64 [n, K, 3, 4]: given, strict and wide windows, of which the last two very likely have
-    the wanted cuts between them.
+    """int64 [g, K, 3, 4]: given, strict and wide windows of groups, of which the last two very
+    likely have the wanted cuts between them.
 
     By index, the given cuts are the strict ones. Where equal magnitudes stay together, a strict cut
     has none of its magnitude and a wide one all: so has the given one, if it is a lower cut, which
     makes it right in the common case that all of the bracket is one magnitude.
     """
-    least = int(batch.numel.min())
-    size = min(max(int(2 * least ** (2 / 3)), LEAST), MOST, least // 4) // RUN * RUN
-    places = _spread_out(numel, size // RUN)
-    starts = torch.arange(len(batch) + 1, device=on.device) * size
-    base, experts = on.gather(on.tables(op, batch, None), places.flatten(), starts)
+    least, most = groups.least, MOST_OF_MODEL if groups.whole else MOST
+    size = min(max(int(2 * least ** (2 / 3)), LEAST), most, least // 4) // RUN * RUN
+    places = _spread_out(groups.total, size // RUN).flatten(1)
+    base, experts = on.gather(on.tables(op, batch, None), *groups.located(places))
     wide_base = base.to(op.work)
     bound = 2**63 - 1 if op.work == torch.float64 else 2**31
     cuts = []
     for k, expert in enumerate(experts):
-        bits = _magnitudes(expert.to(op.work) - wide_base).view(len(batch), -1)
-        keys = _Sample(bits, places.flatten(1), numel, bound, batch.by_index)
+        bits = _magnitudes(expert.to(op.work) - wide_base).view(len(places), -1)
+        keys = _Sample(bits, places, groups.total, bound, batch.by_index)
         cuts.append(torch.stack([keys.around(ranks[:, k, side]) for side in (0, 1)], 2))
-    strict, wide = torch.stack(cuts, 1).unbind(2)  # [n, K, side, cut and last]
+    strict, wide = torch.stack(cuts, 1).unbind(2)  # [g, K, side, cut and last]
     given = strict.clone()
     if not batch.by_index:
         wide[..., 1] = given[:, :, 0, 1] = EVERY_INDEX
@@ -74,7 +75,7 @@ def bracket(
 
 
 def _spread_out(numel: torch.Tensor, runs: int) -> torch.Tensor:
-    """int64 [n, runs, RUN]: places in tensors, in runs that lie evenly but in step with nothing."""
+    """int64 [g, runs, RUN]: places in groups, in runs that lie evenly but in step with nothing."""
     number = torch.arange(runs, device=numel.device)
     first = number * numel[:, None] // runs
     room = (number + 1) * numel[:, None] // runs - first - RUN
@@ -85,7 +86,7 @@ def _spread_out(numel: torch.Tensor, runs: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Sample:
-    """Magnitudes [n, S] of one expert in n tensors, and their places there."""
+    """Magnitudes [g, S] of one expert in g groups of tensors, and their places there."""
 
     bits: torch.Tensor
     places: torch.Tensor
@@ -94,7 +95,7 @@ class _Sample:
     by_index: bool
 
     def around(self, ranks: torch.Tensor) -> torch.Tensor:
-        """int64 [n, 2, 2]: a cut and its last index above, and below, that of every rank."""
+        """int64 [g, 2, 2]: a cut and its last index above, and below, that of every rank."""
         size, order = self.bits.shape[1], self._order
         share = ranks.double() / self.numel
         middle = (share * size).round().long().clamp(1, size)

@@ -48,8 +48,8 @@ def check_open(tile: Tile, open_: torch.Tensor) -> None:
         raise ValueError(f"{tile.tensor}: want one bit for each of {tile.numel} elements")
 
 
-def check_batch(op: FusedOp, batch: Batch, ranked: int = CHUNK) -> None:
-    """A batch; that the addresses are good is the caller's word. ranked: see Backend"""
+def check_batch(op: FusedOp, batch: Batch, ranked: int = CHUNK, *, together: bool = False) -> None:
+    """A batch; that the addresses are good is the caller's word. The rest: see Backend"""
     count, experts = len(batch), len(batch.experts)
     columns: list[tuple[np.ndarray, type, tuple[int, ...]]] = [
         (batch.inputs, np.uint64, (count, 1 + experts)),
@@ -61,7 +61,7 @@ def check_batch(op: FusedOp, batch: Batch, ranked: int = CHUNK) -> None:
     if batch.windows is not None:
         columns.append((batch.windows, np.int64, (count, experts, 4)))
     if batch.ranks is not None:
-        columns.append((batch.ranks, np.int64, (count, experts, 2)))
+        columns.append((batch.ranks, np.int64, (1 if batch.together else count, experts, 2)))
     for column, dtype, shape in columns:
         if column.dtype != dtype or column.shape != shape or not column.flags.c_contiguous:
             raise ValueError(
@@ -71,6 +71,8 @@ def check_batch(op: FusedOp, batch: Batch, ranked: int = CHUNK) -> None:
         raise ValueError("a batch of deltas needs a base")
     if (batch.offset % CHUNK).any():
         raise ValueError(f"every tile of a batch starts at a multiple of {CHUNK}")
+    if batch.together and not together:
+        raise ValueError("this backend ranks no tiles together")
     if batch.ranks is not None:
         _check_ranks(batch, batch.ranks, ranked)
     given = {*batch.experts, *(() if batch.base is None else (batch.base,))}
@@ -83,5 +85,6 @@ def _check_ranks(batch: Batch, ranks: np.ndarray, most: int) -> None:
         raise ValueError("ranks are those of deltas, and need a column for windows")
     if batch.offset.any() or (batch.numel > most).any():
         raise ValueError(f"only whole tensors of no more than {most} elements are ranked")
-    if (ranks < 0).any() or (ranks > batch.numel[:, None, None]).any():
+    numel = batch.numel.sum(keepdims=True) if batch.together else batch.numel
+    if (ranks < 0).any() or (ranks > numel[:, None, None]).any():
         raise ValueError("a rank is one of a tensor's elements, or 0")

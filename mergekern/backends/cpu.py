@@ -48,6 +48,7 @@ class CpuBackend:
 
     name = "cpu"
     ranked = CHUNK
+    together = False
     batched = 4 * CHUNK  # larger ones are worth a call each
 
     def __init__(self, threads: int | None = None, instruction_set: str = "") -> None:
@@ -80,8 +81,8 @@ class CpuBackend:
             raise ValueError(f"{tile.tensor}: want a task_vector op, a margin for every expert")
         if out is not None:
             check_out(tile, out, _CPU)
-        kept = torch.zeros((len(margins), 2, 2), dtype=torch.int64)
-        marked = torch.empty(-(-tile.numel // 8), dtype=torch.uint8)
+        kept = torch.zeros((len(margins), 2, 2), dtype=torch.int64, device=_CPU)
+        marked = torch.empty(-(-tile.numel // 8), dtype=torch.uint8, device=_CPU)
         found = _C.speculate(
             self._how(op.work),
             _native(op),
@@ -148,7 +149,9 @@ class CpuBackend:
         check_tile(tile, work, _CPU)
         if [t.shape for t in tallies] != [(self.lanes, b.bins) for b in brackets]:
             raise ValueError(f"{tile.tensor}: a tally is [{self.lanes}, bins]")
-        chunks = [torch.zeros(-(-tile.numel // CHUNK), dtype=torch.int64) for _ in brackets]
+        chunks = list(
+            torch.zeros((len(brackets), -(-tile.numel // CHUNK)), dtype=torch.int64, device=_CPU)
+        )
         above = _C.count(
             self._how(work),
             _inputs(tile),
@@ -161,15 +164,15 @@ class CpuBackend:
     def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
         check_tile(tile, op.work, _CPU)
         blocks = -(-tile.numel // BLOCK)
-        out = torch.empty((blocks, len(tile.experts), 2), dtype=torch.float64)
+        out = torch.empty((blocks, len(tile.experts), 2), dtype=torch.float64, device=_CPU)
         inputs = _inputs(tile, op.experts)
         _C.masked_sums(self._how(op.work), _native(op), inputs, out.data_ptr())
         return out
 
     def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
         check_tile(tile, work, _CPU, deltas=False)
-        experts = len(tile.experts)
-        out = torch.empty((-(-tile.numel // BLOCK), experts, experts), dtype=torch.float64)
+        shape = (-(-tile.numel // BLOCK), len(tile.experts), len(tile.experts))
+        out = torch.empty(shape, dtype=torch.float64, device=_CPU)
         _C.gram(self._how(work), _inputs(tile), out.data_ptr())
         return out
 

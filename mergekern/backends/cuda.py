@@ -117,7 +117,7 @@ class CudaKernels:
         """On the device, kept: a launch may read it after the call that queued it."""
         if dtypes not in self._tables:
             codes = [int(self._codes[dtype]) for dtype in dtypes]
-            self._tables[dtypes] = torch.tensor(codes, dtype=torch.uint8).to(self._device)
+            self._tables[dtypes] = torch.tensor(codes, dtype=torch.uint8, device=self._device)
         return self._tables[dtypes]
 
     def _queue(self) -> tuple[int, int]:

@@ -34,6 +34,7 @@ class DeviceBackend:
 
     lanes = 1
     ranked = EVERY_INDEX
+    together = True
     batched = EVERY_INDEX  # a launch each is what costs
 
     def __init__(self, kernels: Kernels, device: torch.device) -> None:
@@ -84,7 +85,7 @@ class DeviceBackend:
         return index, Tile(tile.tensor, 0, base, tuple(x[index] for x in tile.experts))
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
-        check_batch(op, batch, self.ranked)
+        check_batch(op, batch, self.ranked, together=True)
         if batch.ranks is not None:
             return fuse_ranked(self, op, batch)
         windows = windows_of(op) if batch.windows is None else batch.windows[:, :, None]

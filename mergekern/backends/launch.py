@@ -92,7 +92,7 @@ class Kernels(Protocol):
     ) -> None:
         """Elements here and there of all tiles, behind one another.
 
-        index:  int64 [m], not empty: their places in their tiles, tile after tile
+        index:  int64 [m], not empty: their places in their tiles, tile after tile; -1 for a gap
         starts: int64 [n + 1]: where those of each tile begin
         lines:  int64 [1 + K]: addresses of base and experts, [m] each, to be written
         """

@@ -34,6 +34,7 @@ class ReferenceBackend:
     name = "reference"
     lanes = 1
     ranked = CHUNK
+    together = False
     batched = 4 * CHUNK
 
     def pin(self, memory: torch.Tensor) -> Callable[[], None]:
@@ -52,8 +53,8 @@ class ReferenceBackend:
     def speculate(
         self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None
     ) -> Speculation:
-        kept = torch.zeros((len(margins), 2, 2), dtype=torch.int64)
-        marked = torch.zeros(tile.numel, dtype=torch.bool)
+        kept = torch.zeros((len(margins), 2, 2), dtype=torch.int64, device="cpu")
+        marked = torch.zeros(tile.numel, dtype=torch.bool, device="cpu")
         for k, d in enumerate(_deltas(tile, op.work)):
             windows = (margins[k].strict, op.experts[k].window, margins[k].wide)
             for cut in (0, 1):
@@ -191,7 +192,7 @@ def combine(op: FusedOp, values: list[torch.Tensor], agree: list[torch.Tensor]) 
 
 
 def linear_combination(op: FusedOp, tile: Tile) -> torch.Tensor:
-    total = torch.zeros(tile.numel, dtype=op.work)
+    total = torch.zeros(tile.numel, dtype=op.work, device="cpu")
     for x, expert in zip(tile.experts, op.experts, strict=True):
         total = total + x.to(op.work) * _scalar(expert.coef, op)
     return total / _scalar(op.divisor, op)
@@ -204,7 +205,7 @@ def trim(d: torch.Tensor, window: Window, offset: int) -> torch.Tensor:
 
 def reached(d: torch.Tensor, window: Window, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Where |d| reaches the window's lower cut, and where its upper one."""
-    index = torch.arange(offset, offset + d.numel())
+    index = torch.arange(offset, offset + d.numel(), device="cpu")
     bits = magnitude_bits(d)
     cuts = ((window.lo, window.lo_last), (window.hi, window.hi_last))
     # Not bits >= cut + 1: the sum may be 2**63, no number of torch's.
@@ -215,7 +216,7 @@ def reached(d: torch.Tensor, window: Window, offset: int) -> tuple[torch.Tensor,
 def drop(d: torch.Tensor, op: FusedOp, expert: ExpertScalars, offset: int) -> torch.Tensor:
     if expert.keep_below >= KEEP_ALL:
         return d
-    index = torch.arange(offset, offset + d.numel())
+    index = torch.arange(offset, offset + d.numel(), device="cpu")
     return torch.where(
         coins(op.seed, op.name_hash, expert.index, index) < expert.keep_below, d, 0.0
     )
@@ -255,13 +256,13 @@ def magnitude_bits(d: torch.Tensor) -> torch.Tensor:
 def block_sums(x: torch.Tensor) -> torch.Tensor:
     """Sums per BLOCK elements in fp64: lane i mod 16 in order, then the lanes in order."""
     blocks = -(-x.numel() // BLOCK)
-    padded = torch.zeros(blocks * BLOCK, dtype=torch.float64)
+    padded = torch.zeros(blocks * BLOCK, dtype=torch.float64, device="cpu")
     padded[: x.numel()] = x.double()
     rows = padded.view(blocks, BLOCK // _LANES, _LANES)
-    lanes = torch.zeros(blocks, _LANES, dtype=torch.float64)
+    lanes = torch.zeros(blocks, _LANES, dtype=torch.float64, device="cpu")
     for row in range(rows.shape[1]):
         lanes = lanes + rows[:, row]
-    total = torch.zeros(blocks, dtype=torch.float64)
+    total = torch.zeros(blocks, dtype=torch.float64, device="cpu")
     for lane in range(_LANES):
         total = total + lanes[:, lane]
     return total
@@ -273,7 +274,9 @@ def _count(bits: torch.Tensor, bracket: Bracket, tally: torch.Tensor) -> Counts:
     inside = (bins >= 0) & (bins < bracket.bins)
     tally += torch.bincount(bins[inside], minlength=bracket.bins)
     chunks = [int(part.sum()) for part in inside.split(CHUNK)] if bits.numel() else []
-    return Counts(int((bins >= bracket.bins).sum()), torch.tensor(chunks, dtype=torch.int64))
+    return Counts(
+        int((bins >= bracket.bins).sum()), torch.tensor(chunks, dtype=torch.int64, device="cpu")
+    )
 
 
 def _deltas(tile: Tile, work: torch.dtype) -> list[torch.Tensor]:
@@ -282,7 +285,7 @@ def _deltas(tile: Tile, work: torch.dtype) -> list[torch.Tensor]:
 
 
 def _scalar(value: float, op: FusedOp) -> torch.Tensor:
-    return torch.tensor(value, dtype=torch.float64).to(op.work)
+    return torch.tensor(value, dtype=torch.float64, device="cpu").to(op.work)
 
 
 def _finite(x: torch.Tensor) -> bool:

@@ -154,7 +154,7 @@ class Slot:
     def release(self) -> None:
         """Give the memory back; the slot is free."""
         assert self._flying is None, "the slot is not free"
-        self._memory, self._bytes = None, torch.empty(0, dtype=torch.uint8)
+        self._memory, self._bytes = None, torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def _place(self, groups: Sequence[_Spans]) -> list[int]:
         """Where each group of spans begins in the slot."""

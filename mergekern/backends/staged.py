@@ -41,6 +41,7 @@ class StagedBackend:
 
     lanes = 1
     ranked = CHUNK
+    together = False
     batched = EVERY_INDEX
 
     def __init__(self, inner: DeviceBackend, host: Backend, room: int) -> None:
@@ -82,7 +83,7 @@ class StagedBackend:
         check_tile(tile, op.work, _HOST)
         if out is not None:
             check_out(tile, out, _HOST)
-        marks = torch.empty(-(-tile.numel // 8), dtype=torch.uint8)
+        marks = torch.empty(-(-tile.numel // 8), dtype=torch.uint8, device=_HOST)
         found, kept = self._run(op, batch_of(op, tile, out), windows_of(op, margins), marks)
         return Speculation(found.get(0, Findings()), kept, marks)
 
@@ -126,7 +127,7 @@ class StagedBackend:
     ) -> tuple[dict[int, Findings], torch.Tensor]:
         """What was found, by tile of the batch; what was counted, in all."""
         found: dict[int, Findings] = {}
-        kept = torch.zeros((len(batch.experts), 2, 2), dtype=torch.int64)
+        kept = torch.zeros((len(batch.experts), 2, 2), dtype=torch.int64, device=_HOST)
 
         def land(slot: Slot) -> None:
             seen = slot.land()

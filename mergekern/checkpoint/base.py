@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from mergekern.checkpoint.files import FileState, WeightFile
+from mergekern.checkpoint.placed import Placed
 
 if TYPE_CHECKING:
     from mergekern.checkpoint.contents import Contents
@@ -56,6 +57,7 @@ class Checkpoint(Protocol):
     files:        TensorInfo.file -> the open file, where a tensor's bytes lie there just as read()
                   gives them; files that must be decoded or are in memory are left out
     notes:        what a report should say of how it was read
+    placed:       where the tensors lie that are in memory; None on disk
     """
 
     label: str
@@ -70,6 +72,7 @@ class Checkpoint(Protocol):
     device: torch.device
     files: Mapping[str, WeightFile]
     notes: tuple[str, ...]
+    placed: Placed | None
 
     def read(self, name: str, start: int, stop: int, buffer: torch.Tensor | None) -> torch.Tensor:
         """Elements [start, stop) of a tensor, flat, in its own dtype.
@@ -79,9 +82,6 @@ class Checkpoint(Protocol):
         it and return a view. Thread-safe.
         Raises CheckpointError naming file and tensor when bytes are missing.
         """
-
-    def span(self, name: str) -> tuple[int, int]:
-        """The addresses that a tensor in memory lies between; (0, 0) for one on disk."""
 
     def verify_unchanged(self) -> None:
         """Raise CheckpointError when a file is not what it was when opened; nothing in memory."""

@@ -31,6 +31,10 @@ class Contents(dict[str, TensorInfo]):
     def place(self) -> dict[str, int]:
         return dict(zip(self, count(), strict=False))
 
+    def places_of(self, names: Sequence[str]) -> np.ndarray:
+        """Where in the columns some tensors are."""
+        return np.fromiter(map(self.place.__getitem__, names), np.int64, len(names))
+
     @cached_property
     def nbytes(self) -> np.ndarray:
         return self._integers("nbytes")

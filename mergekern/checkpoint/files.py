@@ -76,7 +76,7 @@ class WeightFile:
         """`numel` elements from byte `offset`, as a view of the head of `buffer`."""
         count = numel * dtype.itemsize
         if buffer is None:
-            buffer = torch.empty(count, dtype=torch.uint8)
+            buffer = torch.empty(count, dtype=torch.uint8, device="cpu")
         assert buffer.dtype == torch.uint8 and buffer.numel() >= count and buffer.is_contiguous()
         head = buffer[:count]
         self._fill(head.numpy().data, offset, what)

@@ -18,6 +18,7 @@ from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.contents import Contents
 from mergekern.checkpoint.files import FileState, WeightFile
 from mergekern.checkpoint.lowrank import LowRank, add_squares
+from mergekern.checkpoint.placed import Placed
 from mergekern.checkpoint.targets import Product, find_targets
 from mergekern.errors import CheckpointError
 
@@ -37,6 +38,7 @@ class LoraCheckpoint:
     """
 
     on_disk = True
+    placed: Placed | None = None
     device = torch.device("cpu")
 
     def __init__(self, label: str, base: Checkpoint, adapter: Adapter) -> None:
@@ -125,10 +127,6 @@ class LoraCheckpoint:
             x = self._compute(name, low_rank, start, stop, buffer[: 4 * (stop - start)])
             add_squares(x, columns, by_column, sums if by_column else sums[row : row + step])
         return sums
-
-    def span(self, name: str) -> tuple[int, int]:
-        """What is computed lies nowhere."""
-        return (0, 0) if self._changed(name) else self._base.span(name)
 
     def verify_unchanged(self) -> None:
         """Raise CheckpointError when a file of base or adapter is not what it was when opened."""

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 
 from mergekern.checkpoint.base import TensorInfo, listing
 from mergekern.checkpoint.contents import Contents
 from mergekern.checkpoint.files import FileState, WeightFile
+from mergekern.checkpoint.placed import Placed
 from mergekern.errors import CheckpointError
 
 DEVICES = ("cpu", "cuda")
 PLAIN = (torch.Tensor, torch.nn.Parameter)  # subclasses may keep their bytes elsewhere
+KEPT = 8  # models in memory of which it is remembered what their tensors are
 
 
 class MemoryCheckpoint:
@@ -50,17 +55,16 @@ class MemoryCheckpoint:
         self.folder = folder
         self.fingerprint = fingerprint
         self.states: Mapping[str, FileState] = {file.name: file.state for file in files}
-        self.shared: Mapping[str, str] = _aliases(self._tensors)
-        self.tensors = Contents(
-            (name, TensorInfo(name, tensor.dtype, tuple(tensor.shape), places.get(name, "")))
-            for name, tensor in self._tensors.items()
-        )
+        self.tensors = _contents(self._tensors, places)
         self.files: Mapping[str, WeightFile] = {}  # what is mapped is read as memory is
         self._files = files
+        placed = Placed(self._tensors.values())
+        self.placed: Placed | None = placed
+        self.shared: Mapping[str, str] = _aliases(self._tensors, placed)
 
     def read(self, name: str, start: int, stop: int, buffer: torch.Tensor | None) -> torch.Tensor:
         """Elements [start, stop) as a view; a copy of just these rows where memory is strided."""
-        tensor = self._tensors[name]
+        tensor = self._tensors[name].detach()
         assert 0 <= start <= stop <= tensor.numel()
         if tensor.is_contiguous():
             flat = tensor.view(-1)
@@ -71,13 +75,6 @@ class MemoryCheckpoint:
         rows = tensor[first:last].reshape(-1)
         return rows[start - first * row : stop - first * row].contiguous()
 
-    def span(self, name: str) -> tuple[int, int]:
-        """The addresses that a tensor lies between, strided or not."""
-        x = self._tensors[name]
-        steps = zip(x.shape, x.stride(), strict=True)
-        last = sum((size - 1) * stride for size, stride in steps)
-        return x.data_ptr(), x.data_ptr() + (last + 1) * x.itemsize * (x.numel() > 0)
-
     def verify_unchanged(self) -> None:
         """Raise CheckpointError when a mapped file changed; memory itself is the caller's."""
         for file in self._files:
@@ -85,7 +82,7 @@ class MemoryCheckpoint:
 
     def close(self) -> None:
         """Let go of the tensors and files."""
-        self._tensors = {}
+        self._tensors.clear()
         for file in self._files:
             file.close()
 
@@ -110,6 +107,8 @@ def plain_tensors(label: str, state: Mapping[str, Any]) -> dict[str, torch.Tenso
     """The state dict as detached dense tensors; CheckpointError names what is none."""
     if not state:
         raise CheckpointError(f"{label}: holds no tensors")
+    if set(map(type, state)) == {str} and _all_plain(state.values()):
+        return dict(state)
     names = [name for name in state if not isinstance(name, str)]
     if names:
         raise CheckpointError(f"{label}: key {names[0]!r:.80} is not a tensor's name")
@@ -121,6 +120,20 @@ def plain_tensors(label: str, state: Mapping[str, Any]) -> dict[str, torch.Tenso
             f"{kind}); take them out, or give the state dict inside"
         )
     return {name: _plain(label, name, value) for name, value in state.items()}
+
+
+def _all_plain(tensors: Collection[Any]) -> bool:
+    """Whether _plain() would find nothing to say or to do, found without a step for each tensor."""
+    if not set(map(type, tensors)) <= set(PLAIN):
+        return False
+    devices, dtypes = (set(map(attrgetter(what), tensors)) for what in ("device", "dtype"))
+    return (
+        {device.type for device in devices} <= set(DEVICES)
+        and set(map(attrgetter("layout"), tensors)) == {torch.strided}
+        and not any(dtype.is_complex for dtype in dtypes)
+        and not any(map(attrgetter("is_quantized"), tensors))
+        and not any(map(torch.Tensor.is_neg, tensors))
+    )
 
 
 def _plain(label: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -137,26 +150,50 @@ def _plain(label: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_quantized:
         raise CheckpointError(f"{where}: is quantised ({tensor.dtype}): dequantise it first")
     # A view may say "negate me on reading", which its bytes do not show.
-    return tensor.detach().resolve_conj().resolve_neg()
+    return tensor.resolve_conj().resolve_neg()
 
 
 def _device(label: str, tensors: Mapping[str, torch.Tensor]) -> torch.device:
     """Where all of them lie."""
-    first = next(iter(tensors))
-    device = tensors[first].device
-    for name, tensor in tensors.items():
-        if tensor.device != device:
-            raise CheckpointError(
-                f"{label}: tensor {first!r} is on {device}, {name!r} on {tensor.device}: move them "
-                f"to one device"
-            )
+    devices = list(map(attrgetter("device"), tensors.values()))
+    device = devices[0]
+    if len(set(devices)) > 1:
+        names = list(tensors)
+        other = next(place for place, its in enumerate(devices) if its != device)
+        raise CheckpointError(
+            f"{label}: tensor {names[0]!r} is on {device}, {names[other]!r} on {devices[other]}: "
+            f"move them to one device"
+        )
     return device
 
 
-def _aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def _contents(tensors: Mapping[str, torch.Tensor], places: Mapping[str, str]) -> Contents:
+    """What the tensors are, and of those that were mapped, in which file."""
+    values = tensors.values()
+    dtypes, shapes = (tuple(map(attrgetter(what), values)) for what in ("dtype", "shape"))
+    if not places:
+        return _contents_in_memory(tuple(tensors), dtypes, shapes)
+    return Contents(
+        (name, TensorInfo(name, dtype, tuple(shape), places.get(name, "")))
+        for name, dtype, shape in zip(tensors, dtypes, shapes, strict=True)
+    )
+
+
+@lru_cache(maxsize=KEPT)
+def _contents_in_memory(
+    names: tuple[str, ...], dtypes: tuple[torch.dtype, ...], shapes: tuple[torch.Size, ...]
+) -> Contents:
+    """One for all models that look alike, and when they are merged again."""
+    columns = zip(names, dtypes, map(tuple, shapes), strict=True)
+    return Contents((name, TensorInfo(name, dtype, shape)) for name, dtype, shape in columns)
+
+
+def _aliases(tensors: Mapping[str, torch.Tensor], placed: Placed) -> dict[str, str]:
     """Name -> the first name with the very same storage, type and strides."""
     first: dict[tuple[Any, ...], str] = {}
-    shared = {}
+    shared: dict[str, str] = {}
+    if len(np.unique(placed.begin)) == len(placed.begin):
+        return shared
     for name, tensor in tensors.items():
         if tensor.numel() == 0:
             continue  # empty tensors have no storage to share

@@ -13,6 +13,7 @@ from mergekern.checkpoint.contents import Contents
 from mergekern.checkpoint.files import FileState, WeightFile
 from mergekern.checkpoint.header import Header, read_header
 from mergekern.checkpoint.index import check_index, read_index, shard_names
+from mergekern.checkpoint.placed import Placed
 from mergekern.collector import collector_paused
 from mergekern.errors import CheckpointError
 
@@ -28,6 +29,7 @@ class SafetensorsCheckpoint:
 
     on_disk = True
     notes: tuple[str, ...] = ()
+    placed: Placed | None = None
     device = torch.device("cpu")
 
     def __init__(
@@ -61,10 +63,6 @@ class SafetensorsCheckpoint:
         offset = info.offset + start * info.dtype.itemsize
         file = self.files[info.file]
         return file.read_tensor(offset, stop - start, info.dtype, buffer, f"tensor {name!r}")
-
-    def span(self, name: str) -> tuple[int, int]:
-        """Not in memory."""
-        return 0, 0
 
     def verify_unchanged(self) -> None:
         """Raise CheckpointError when a file's size or time of change is not that of its opening."""

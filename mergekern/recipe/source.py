@@ -37,6 +37,11 @@ class Source:
         return not isinstance(self.where, str)
 
     @property
+    def resident(self) -> bool:
+        """True when all of it lies in memory, and nothing has to be read or computed."""
+        return self.in_memory and self.lora is None
+
+    @property
     def key(self) -> Hashable:
         """Equal for two references to the same model."""
         lora = None if self.lora is None else self.lora.key

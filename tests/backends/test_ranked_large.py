@@ -10,6 +10,7 @@ from devices import PLAIN
 from ranked_batches import assert_same, spec_of
 
 from mergekern.backends import CHUNK, brackets, ranked
+from mergekern.backends.launch import COLUMNS
 from mergekern.fused import Findings
 
 NUMELS = (CHUNK + 1, 3 * CHUNK + 77, CHUNK + 9, 200)
@@ -30,8 +31,8 @@ def test_a_guess_that_fails(monkeypatch: pytest.MonkeyPatch, sigmas: float, ties
     """Cuts that lie at the sampled rank, or on the wrong side of each other."""
     counted = []
     monkeypatch.setattr(brackets, "SIGMAS", sigmas)
-    real = ranked._counted
-    monkeypatch.setattr(ranked, "_counted", lambda *a: (counted.append(a[2]), real(*a))[1])
+    real = ranked._by_counting
+    monkeypatch.setattr(ranked, "_by_counting", lambda *a: (counted.append(a[2]), real(*a))[1])
     for dtype in (torch.bfloat16, torch.float32):
         given = [tile(n, [dtype] * 3, "near", seed=n) for n in NUMELS]
         assert_same(PLAIN, given, spec_of(2, ties, 0.1), torch.float32, dtype)
@@ -48,6 +49,22 @@ def test_too_much_is_open(monkeypatch: pytest.MonkeyPatch, most: float) -> None:
     given = [tile(n, [torch.float32] * 3, "near", seed=n) for n in NUMELS]
     assert_same(PLAIN, given, spec_of(2, "index", 0.0), torch.float32, torch.float32)
     assert len(gathered) == 2  # samples of two sizes, nothing that is open
+
+
+def test_what_is_open_is_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the quick kernels take it, wherever it was gathered from."""
+    merged, real = [], PLAIN._kernels.fuse
+    monkeypatch.setattr(PLAIN._kernels, "fuse", lambda todo: (merged.append(todo), real(todo))[1])
+    numels = [CHUNK + 1 + n for n in range(5)]
+    given = [tile(n, [torch.bfloat16] * 3, "near", seed=n) for n in numels]
+    assert_same(PLAIN, given, spec_of(2, "index", 0.0), torch.float32, torch.bfloat16)
+    column = {name: place for place, name in enumerate(COLUMNS)}
+    sizes = [todo.segments[:, column["numel"]].tolist() for todo in merged]
+    opened = [todo for todo, numel in zip(merged, sizes, strict=True) if numel != numels]
+    assert opened and any(n % 8 for n in sizes[merged.index(opened[0])])
+    for todo in opened:
+        addresses = todo.segments[:, [column["base"], column["out"], *range(len(COLUMNS), 9)]]
+        assert not (addresses % 16).any()
 
 
 def test_as_many_at_a_time_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:

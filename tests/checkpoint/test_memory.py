@@ -44,6 +44,32 @@ def test_strided_memory_reads_in_order(tensor) -> None:
             assert part.is_contiguous() and torch.equal(part, flat[start:stop])
 
 
+def test_where_tensors_lie() -> None:
+    placed = open_checkpoint(STRIDED).placed
+    for tensor, begin, end, in_order in zip(
+        STRIDED.values(), placed.begin, placed.end, placed.in_order, strict=True
+    ):
+        places = torch.arange(tensor.untyped_storage().nbytes() // 4).as_strided(
+            tensor.shape, tensor.stride(), tensor.storage_offset()
+        )
+        last = int(places.max()) + 1 if tensor.numel() else 0
+        first = int(places.min()) if tensor.numel() else 0
+        assert begin == tensor.data_ptr() and end - begin == 4 * (last - first)
+        assert in_order == tensor.is_contiguous()
+
+
+def test_models_that_look_alike_share_what_is_said_of_them() -> None:
+    one, other = ({"w": torch.zeros(2, 3), "v": torch.ones(4)} for _ in range(2))
+    assert open_checkpoint(one).tensors is open_checkpoint(other).tensors
+    for different in (
+        {"w": torch.zeros(3, 2), "v": torch.ones(4)},
+        {"w": torch.zeros(2, 3, dtype=torch.int32), "v": torch.ones(4)},
+        {"v": torch.ones(4), "w": torch.zeros(2, 3)},
+    ):
+        assert list(open_checkpoint(different).tensors) == list(different)
+        assert open_checkpoint(one).tensors is not open_checkpoint(different).tensors
+
+
 def test_reading_a_part_copies_few_rows() -> None:
     """A tile of a transposed matrix must not cost the memory of the whole."""
     checkpoint = open_checkpoint({"w": torch.zeros(8, 1000).t()})

@@ -76,10 +76,14 @@ class PlainKernels:
         out.copy_(REFERENCE.gram(tile_of(todo, 0), todo.op.work))
 
 
-def parts_of(todo: Pass, index: torch.Tensor, starts: torch.Tensor) -> list[tuple[int, slice]]:
+def parts_of(
+    todo: Pass, index: torch.Tensor, starts: torch.Tensor
+) -> list[tuple[int, torch.Tensor]]:
+    """Of every tile, which numbers of the index are its own, gaps left out."""
     assert len(index)
-    bounds = starts.tolist()
-    return [(n, slice(bounds[n], bounds[n + 1])) for n in range(len(todo.segments))]
+    numbers = torch.arange(len(index))
+    given = zip(numbers.tensor_split(starts[1:-1]), index.tensor_split(starts[1:-1]), strict=True)
+    return [(n, mine[places >= 0]) for n, (mine, places) in enumerate(given)]
 
 
 def columns(todo: Pass, number: int) -> dict[str, int]:
