@@ -142,7 +142,7 @@ def test_methods_lists_and_tells() -> None:
     for method in mergekern.methods():
         assert method.name in listed
     told = run("methods", "ties").stdout
-    for word in ("arXiv:2306.01708", "out = base + lambda", "density", "(0, 1]", "preset paper"):
+    for word in ("arXiv:2306.01708", "out = base + lambda", "density", "[0, 1]", "preset paper"):
         assert word in told
 
 
