@@ -79,7 +79,8 @@ def _rule(step: Step, spec: Spec) -> Rule:
 
 def _plain_scales(spec: Spec, experts: int) -> tuple[float, ...]:
     if spec.rescale == "drop_rate":
-        return tuple(1.0 / (d * k) for d, k in zip(spec.density, spec.keep, strict=True))
+        kept = (d * k for d, k in zip(spec.density, spec.keep, strict=True))
+        return tuple(1.0 / share if share else 1.0 for share in kept)
     return (1.0,) * experts
 
 
