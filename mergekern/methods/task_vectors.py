@@ -60,7 +60,7 @@ def task_vector(
     weight: Annotated[PerModel, Doc("factor of each model's delta")] = (1.0,),
     density: Annotated[PerModel, Doc("fraction of each delta that is kept", "[0, 1]")] = (1.0,),
     gamma: Annotated[
-        PerModel, Doc("fraction trimmed off the top, as outliers, if density < 1", "[0, 1)")
+        PerModel, Doc("fraction trimmed off the top, as outliers, if density < 1", "[0, 1]")
     ] = (0.0,),
     lambda_: Annotated[float, Doc("factor of the merged delta")] = 1.0,
     normalize: Annotated[
@@ -100,13 +100,14 @@ def task_vector(
     if normalize and not member.elects:
         check_divisible(weight)
     ones = (1.0,) * len(weight)
-    trimmed = density if member.sparsify == "trim" else ones
+    # Trimming keeps one magnitude at the least: what a density of 0 empties is dropped instead.
+    empties = tuple(0.0 if each == 0 else 1.0 for each in density)
     return Spec(
         rule="task_vector",
         weight=weight,
-        density=tuple(fraction or 1.0 for fraction in trimmed),  # a trim keeps one at the least
+        density=tuple(each or 1.0 for each in density) if member.sparsify == "trim" else ones,
         gamma=gamma if member.outliers else (0.0,) * len(weight),
-        keep=density if member.sparsify == "drop" else tuple(map(float, map(bool, trimmed))),
+        keep={"trim": empties, "drop": density, "none": ones}[member.sparsify],
         rescale=rescale,
         elect=elect if member.elects else "none",
         ballot=ballot,
