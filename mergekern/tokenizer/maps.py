@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,15 @@ from mergekern.tokenizer.models import Models
 from mergekern.tokenizer.rows import Rows, Rule, fill_rows
 from mergekern.tokenizer.tensors import is_vocabulary
 
-Holders = dict[int, TensorInfo]  # model -> its tensor, which a tie may have under another name
+
+class Held(NamedTuple):
+    """A model's tensor, and the name under which its rows are to be found in the model."""
+
+    info: TensorInfo
+    key: str
+
+
+Holders = dict[int, Held]  # by model
 Maps = list[dict[str, RowMap]]
 
 
@@ -32,21 +41,17 @@ def row_maps(
     What a model lacks comes from the models that have the same tensor.
     """
     found: Maps = [{} for _ in models.checkpoints]
-    served: set[tuple[int, str]] = set()
     known: dict[tuple[tuple[int, int], ...], tuple[np.ndarray, np.ndarray]] = {}
     for name, every in _holders(models).items():
-        holders = {m: info for m, info in every.items() if rows_in(info) in sizes[m]}
-        lent = {m for m, info in holders.items() if (m, info.name) in served}
-        served |= {(m, info.name) for m, info in holders.items()}
-        shape = tuple((model, rows_in(info)) for model, info in holders.items())
+        holders = {m: held for m, held in every.items() if rows_in(held.info) in sizes[m]}
+        shape = tuple((model, rows_in(held.info)) for model, held in holders.items())
         if shape not in known:
             known[shape] = _of_holders(models, name, holders, own, rules)
         mine, fill = known[shape]
-        parts = tuple((models.checkpoints[m], info.name) for m, info in holders.items())
+        parts = tuple((models.checkpoints[m], held.info.name) for m, held in holders.items())
         filled = Fill(parts, fill)
-        for place, (model, info) in enumerate(holders.items()):
+        for place, (model, (info, key)) in enumerate(holders.items()):
             if rows.padded_from is not None or not _same(mine[place], info):
-                key = name if model in lent else info.name
                 found[model][key] = RowMap(info.name, mine[place], filled, rows.padded_from)
     return found
 
@@ -56,23 +61,32 @@ def narrowed(models: Models) -> tuple[Maps, int]:
     found: Maps = [{} for _ in models.checkpoints]
     smallest = 0
     for holders in _holders(models).values():
-        rows = min(rows_in(info) for info in holders.values())
+        rows = min(rows_in(held.info) for held in holders.values())
         nothing = Fill((), np.empty((0, rows), np.int64))
-        for model, info in holders.items():
+        for model, (info, key) in holders.items():
             if rows_in(info) > rows:
-                found[model][info.name] = RowMap(info.name, np.arange(rows), nothing)
+                found[model][key] = RowMap(info.name, np.arange(rows), nothing)
                 smallest = rows
     return found, smallest
 
 
 def _holders(models: Models) -> dict[str, Holders]:
-    """Every vocabulary-indexed tensor, by output name, and the models that have it."""
-    stored = match_names(models.checkpoints, models.donor, share=False).stored
+    """Every vocabulary-indexed tensor, by output name, and the models that have it.
+
+    A tied embedding serves as the head of a model that has one: there it lacks the tokens that the
+    other heads have. It is a tensor more then, unless names are mapped to the donor's besides.
+    """
+    names = match_names(models.checkpoints, models.donor, share=False)
+    mapped = {model for model, _ in names.renamed}
     found: dict[str, Holders] = {}
-    for model, names in enumerate(stored):
-        for name, info in names.items():
-            if is_vocabulary(name) and info.shape:
-                found.setdefault(name, {})[model] = info
+    for model, stored in enumerate(names.stored):
+        own: set[str] = set()
+        for name, info in stored.items():
+            lent = info.name in own
+            own.add(info.name)
+            if is_vocabulary(name) and info.shape and not (lent and model in mapped):
+                held = Held(info, name if lent else info.name)
+                found.setdefault(name, {})[model] = held
     return found
 
 
@@ -87,7 +101,7 @@ def _of_holders(
     place = {model: number for number, model in enumerate(holders)}
     mine = own[list(holders)]
     unmerged = [number for number, model in enumerate(holders) if model not in models.merged]
-    limit = np.array([rows_in(info) for info in holders.values()], np.int64)
+    limit = np.array([rows_in(held.info) for held in holders.values()], np.int64)
     mine[mine >= limit[:, None]] = -1
     local = []
     for rule in rules:

@@ -103,7 +103,7 @@ def find_rules(
 ) -> list[Rule]:
     """The recipe's rules for single tokens.
 
-    Raises RecipeError for a model that is not merged, or that lacks the token it should give.
+    Raises RecipeError for a model that lacks the token it should give.
     """
     places = {source.key: place for place, source in enumerate(sources)}
     found = []
@@ -115,11 +115,6 @@ def find_rules(
             found.append(Rule(row, rule.force, None))
             continue
         wanted = rule.source.model if isinstance(rule.source, ModelToken) else rule.source
-        if wanted.key not in places:
-            raise RecipeError(
-                f"tokenizer.tokens: {token!r} is to come from {wanted.label}, which is not among "
-                "the models that are merged"
-            )
         model = places[wanted.key]
         taken = _row_of(token, rule, vocabularies[model], int(own[model, row]))
         found.append(Rule(row, rule.force, model, taken))
