@@ -101,7 +101,7 @@ def _has_row(vocabulary: Vocabulary, content: str) -> bool:
 def _files(start: Vocabulary, tokens: Tokens, gone: set[str], notes: list[str]) -> dict[str, bytes]:
     """The files of `start`, saying what the tokens are now."""
     kept = ordinary(start.tokenizer)
-    stale = any(token in gone for token in kept)
+    stale = not gone.isdisjoint(kept)
     files = {
         name: content
         for name, content in start.files.content.items()

@@ -104,7 +104,7 @@ def _converted(label: str, files: Files) -> Files:
     except ImportError as error:
         raise CheckpointError(
             f"{have}, and reading a tokenizer of another kind needs transformers: "
-            "pip install transformers sentencepiece"
+            "pip install mergekern[tokenizer]"
         ) from error
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)

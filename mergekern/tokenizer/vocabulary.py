@@ -22,6 +22,8 @@ SPECIAL = (  # in the order in which transformers adds those that tokenizer.json
     *("additional_special_tokens", "extra_special_tokens"),
 )
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+PLAIN_FLAGS = dict.fromkeys(FLAGS, False) | {"normalized": True}
+SPECIAL_FLAGS = dict.fromkeys(FLAGS, False) | {"special": True}
 
 
 class Tokens:
@@ -103,8 +105,7 @@ def ordinary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
 
 def plain_token(content: str, *, special: bool) -> Token:
     """An added token of which nothing else is known."""
-    flags = dict.fromkeys(FLAGS, False) | {"normalized": not special, "special": special}
-    return {"content": content, **flags}
+    return {"content": content, **(SPECIAL_FLAGS if special else PLAIN_FLAGS)}
 
 
 def special_texts(value: Any) -> list[str]:
