@@ -21,7 +21,7 @@ import torch
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.contents import Contents
 
-SCRATCH = 1 << 20  # bytes that one read() holds besides the buffer, or one row
+PIECE = 1 << 14  # elements held besides the buffer, or one row; torch's threads wake for more
 ALIGNED = 64  # what read() may expect of a buffer
 
 
@@ -29,7 +29,7 @@ ALIGNED = 64  # what read() may expect of a buffer
 class Fill:
     """Rows that a model lacks: the mean of rows of some tensors, exact where there is but one.
 
-    parts: whose tensor, and its name; all have rows of one width
+    parts: whose tensor, and its name; all have rows of one width, and lie on disk or on the CPU
     rows:  of each part and output row, the row that takes part, or -1
     """
 
@@ -107,12 +107,10 @@ class AlignedCheckpoint:
             # A range may begin and end inside a row.
             left = max((first + begin) * width, start)
             right = min((first + end) * width, stop)
+            shift = (int(own[begin]) - first - begin) * width
             place = out[left - start : right - start]
-            if own[begin] >= 0:
-                shift = (int(own[begin]) - first - begin) * width
-                _copy(self._inner, rows.source, left + shift, right + shift, place)
-            else:
-                self._fill(name, left, right, width, place)
+            _copy(self._inner, rows.source, left + shift, right + shift, place)
+        self._fill(name, first + np.flatnonzero(own < 0), start, out)
         return out
 
     def span(self, name: str) -> tuple[int, int]:
@@ -127,21 +125,19 @@ class AlignedCheckpoint:
         """Close the inner checkpoint."""
         self._inner.close()
 
-    def _fill(self, name: str, start: int, stop: int, width: int, place: torch.Tensor) -> None:
-        """Elements [start, stop) of rows that are not the model's own."""
-        rows = self._maps[name]
-        padded_from = len(rows.own) if rows.padded_from is None else rows.padded_from
-        step = max(1, SCRATCH // (8 * width))
-        first, last = start // width, -(-stop // width)
-        for begin in range(first, min(last, padded_from), step):
-            end = min(begin + step, last, padded_from)
-            values = _mean(rows.fill, begin, end, width, place.dtype).view(-1)
-            left, right = max(begin * width, start), min(end * width, stop)
-            place[left - start : right - start] = values[left - begin * width :][: right - left]
-        for row in range(max(first, padded_from), last):
-            left, right = max(row * width, start), min((row + 1) * width, stop)
+    def _fill(self, name: str, rows: np.ndarray, start: int, out: torch.Tensor) -> None:
+        """Rows that are not the model's own, as far as they lie in `out`, a range from `start`."""
+        mapped = self._maps[name]
+        width = self.tensors[name].numel // len(mapped.own)
+        step = max(1, PIECE // width)
+        padding = len(mapped.own) if mapped.padded_from is None else mapped.padded_from
+        real = int(np.searchsorted(rows, padding))
+        for at in range(0, real, step):
+            some = rows[at : min(at + step, real)]
+            _put(_mean(mapped.fill, some, width, out), some, start, out)
+        if real < len(rows):
             mean = self._padding(name, width)
-            place[left - start : right - start] = mean[left - row * width :][: right - left]
+            _put(mean.repeat(len(rows) - real, 1), rows[real:], start, out)
 
     def _padding(self, name: str, width: int) -> torch.Tensor:
         """The mean of a tensor's rows but for the padding, summed in fp64 and rounded once."""
@@ -149,7 +145,7 @@ class AlignedCheckpoint:
             if name not in self._means:
                 info, real = self.tensors[name], self._maps[name].padded_from
                 assert real, f"{name}: padding without a row to take the mean of"
-                step = max(1, SCRATCH // (8 * width))
+                step = max(1, PIECE // width)
                 total = torch.zeros(width, dtype=torch.float64, device=self.device)
                 for row in range(0, real, step):
                     end = min(row + step, real)
@@ -165,12 +161,14 @@ def _shape(info: TensorInfo, rows: int) -> tuple[int, ...]:
     return (*info.shape[:axis], rows, *info.shape[axis + 1 :])
 
 
-def _runs(own: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Stretches of an index map that follow each other in their source, or have none at all."""
-    follows = (np.diff(own) == 1) & (own[:-1] >= 0) | (own[1:] < 0) & (own[:-1] < 0)
-    ends = np.flatnonzero(~follows) + 1
-    edges = [0, *ends.tolist(), len(own)] if len(own) else []
-    yield from pairwise(edges)
+def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Stretches of an index map that follow each other in their source, less rows without one."""
+    ends = np.flatnonzero(np.diff(rows) != 1) + 1
+    edges = [0, *ends.tolist(), len(rows)] if len(rows) else []
+    for begin, end in pairwise(edges):
+        missing = int(rows[begin]) < 0  # -1 and 0 follow each other as well
+        if begin + missing < end:
+            yield begin + missing, end
 
 
 def _copy(checkpoint: Checkpoint, name: str, start: int, stop: int, place: torch.Tensor) -> None:
@@ -180,26 +178,51 @@ def _copy(checkpoint: Checkpoint, name: str, start: int, stop: int, place: torch
         if found.data_ptr() != place.data_ptr():
             place.copy_(found)
         return
-    step = max(1, SCRATCH // place.dtype.itemsize)
+    step = max(1, PIECE)
     for at in range(start, stop, step):
         end = min(at + step, stop)
         place[at - start : end - start] = checkpoint.read(name, at, end, None)
 
 
-def _mean(fill: Fill, begin: int, end: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-    """Filled rows [begin, end): sums in fp32, in fp64 for fp64, in the order of the parts."""
-    work = torch.promote_types(dtype, torch.float32)
-    rows = fill.rows[:, begin:end]
-    device = fill.parts[0][0].device if fill.parts else torch.device("cpu")
-    total = torch.full((end - begin, width), -0.0, dtype=work, device=device)  # keeps -0.0 as it is
-    for part, (checkpoint, name) in enumerate(fill.parts):
-        for first, last in _runs(rows[part]):
-            row = int(rows[part, first])
-            if row >= 0:
-                start, stop = row * width, (row + last - first) * width
-                total[first:last] += checkpoint.read(name, start, stop, None).view(-1, width)
-    count = torch.from_numpy((rows >= 0).sum(axis=0)).to(device, work)[:, None]
-    return torch.where(count > 0, total / count.clamp(min=1), 0.0).to(dtype)
+def _put(values: torch.Tensor, rows: np.ndarray, start: int, out: torch.Tensor) -> None:
+    """Rows into a range that begins at element `start`, and may begin and end inside one."""
+    width, stop = values.shape[1], start + out.numel()
+    first, last = -(-start // width), stop // width
+    whole = (rows >= first) & (rows < last)
+    if whole.any():
+        there = out[first * width - start : last * width - start].view(-1, width)
+        _raw(there)[rows[whole] - first] = _raw(values)[whole]
+    for place in np.flatnonzero(~whole).tolist():
+        begin = int(rows[place]) * width
+        left, right = max(begin, start), min(begin + width, stop)
+        out[left - start : right - start] = values[place, left - begin : right - begin]
+
+
+def _raw(rows: torch.Tensor) -> np.ndarray:
+    """Rows as bytes: numpy has no bfloat16, and torch's indexing wakes its threads."""
+    return rows.view(torch.uint8).numpy()
+
+
+def _mean(fill: Fill, rows: np.ndarray, width: int, like: torch.Tensor) -> torch.Tensor:
+    """Filled rows: sums in fp32, in fp64 for fp64, in the order of the parts; rounded once."""
+    work = torch.promote_types(like.dtype, torch.float32)
+    total = torch.full((len(rows), width), -0.0, dtype=work)  # -0.0 + x is x
+    taken = fill.rows[:, rows]
+    for (checkpoint, name), mine in zip(fill.parts, taken, strict=True):
+        have = np.flatnonzero(mine >= 0)
+        total.numpy()[have] += _gather(checkpoint, name, mine[have], width).to(work).numpy()
+    count = torch.from_numpy((taken >= 0).sum(axis=0)).to(work)[:, None]
+    return torch.where(count > 0, total / count.clamp(min=1), 0.0).to(like.dtype)
+
+
+def _gather(checkpoint: Checkpoint, name: str, rows: np.ndarray, width: int) -> torch.Tensor:
+    """These rows of a tensor, behind one another."""
+    dtype = checkpoint.tensors[name].dtype
+    found = torch.empty(len(rows), width, dtype=dtype)
+    for begin, end in _runs(rows):
+        first, last = int(rows[begin]) * width, (int(rows[begin]) + end - begin) * width
+        _copy(checkpoint, name, first, last, found[begin:end].view(-1))
+    return found
 
 
 def rows_in(info: TensorInfo) -> int:

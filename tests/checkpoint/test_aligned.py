@@ -96,7 +96,7 @@ def test_ranges_are_those_of_the_whole(stored, data: st.DataObject) -> None:
 def test_scratch_is_bounded_by_its_size(stored, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are filled, summed and copied a few at a time, with the same result."""
     tensors, opened = stored
-    monkeypatch.setattr(aligned, "SCRATCH", 200)
+    monkeypatch.setattr(aligned, "PIECE", 50)
     own = np.array([3, 4, 5, *[-1] * 10, *range(9), *[-1] * 18], np.int64)
     fill = np.stack([np.arange(OUT) % ROWS] * 3)
     parts = Fill(tuple((c, "torch.float32") for c in opened["disk"]), fill)
