@@ -60,6 +60,12 @@ BackendName = Annotated[
 MismatchRule = Annotated[
     str, typer.Option("--mismatch", help="Tensors that do not fit: error, base or skip-model.")
 ]
+Truncate = Annotated[
+    bool,
+    typer.Option(
+        "--truncate-embeddings", help="Cut vocabularies to the smallest, whatever they mean."
+    ),
+]
 Dtype = Annotated[str | None, typer.Option(help="Of the output, like bfloat16; default: base's.")]
 OutDtype = Annotated[str | None, typer.Option(help="Of the output; wins over --dtype.")]
 ShardSize = Annotated[str, typer.Option(help="Largest output file.")]
@@ -115,6 +121,7 @@ def merge_command(
     device: Device = "auto",
     backend: BackendName = "auto",
     mismatch: MismatchRule = "error",
+    truncate_embeddings: Truncate = False,
     dtype: Dtype = None,
     out_dtype: OutDtype = None,
     max_shard_size: ShardSize = "5GB",
@@ -147,6 +154,7 @@ def plan_command(
     max_memory: Memory = None,
     seed: Seed = None,
     mismatch: MismatchRule = "error",
+    truncate_embeddings: Truncate = False,
     dtype: Dtype = None,
     out_dtype: OutDtype = None,
     max_shard_size: ShardSize = "5GB",
