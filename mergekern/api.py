@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from mergekern import engine
+from mergekern import dropin, engine
 from mergekern.backends import Backend
 from mergekern.backends.choose import HOST, check_choice, get_backend
 from mergekern.errors import CheckpointError, OutputError
-from mergekern.fitting import Mismatch
 from mergekern.folders import output_path
 from mergekern.inmemory import merge_in_memory
 from mergekern.jobs import Job, MergeReport, ready
 from mergekern.many import Plans, output_folders, plans_of, read_recipes
 from mergekern.methods import Method, all_methods
+from mergekern.options import Mismatch, Options
 from mergekern.plan import Plan
 from mergekern.progress import Progress, Silent
 from mergekern.recipe import has_stages
@@ -26,12 +26,13 @@ from mergekern.sizes import parse_size
 from mergekern.staging import StagedMerge, StagePlans, staged_merges
 
 
+@dropin.takes_mergekits_names
 def merge(
     recipe_or_method: Any,
+    output: str | Path | None = None,
     *,
     models: Sequence[Any] | None = None,
     base: Any = None,
-    output: str | Path | None = None,
     intermediate: str | Path | None = None,
     out: torch.nn.Module | Mapping[str, torch.Tensor] | None = None,
     preset: str | None = None,
@@ -40,6 +41,10 @@ def merge(
     out_dtype: str | torch.dtype | None = None,
     mismatch: Mismatch = "error",
     truncate_embeddings: bool = False,
+    allow_crimes: bool = False,
+    copy_tokenizer: bool = True,
+    write_model_card: bool = True,
+    cache: str | Path | None = None,
     max_memory: int | str | None = None,
     max_device_memory: int | str | None = None,
     threads: int | None = None,
@@ -62,6 +67,9 @@ def merge(
     dtype, out_dtype: of the output, the second wins; the base's when neither is given
     mismatch:         tensors that some models lack or shape otherwise: error, base, skip-model
     truncate_embeddings: cut vocabularies of different size to the smallest, whatever their tokens
+    allow_crimes:     merge models of different architectures, by their tensors' names and shapes
+    copy_tokenizer, write_model_card: False leaves these out of the folder
+    cache:            the folder that Hub models are downloaded to; huggingface_hub's if not given
     max_memory:       what the process may hold, like "8GiB"
     max_device_memory: of a GPU, for what passes through it; what is free, less a margin, if not
                       given
@@ -89,15 +97,24 @@ def merge(
         raise OutputError("output is a folder and out is in memory: give one of them")
     if folder is None and not all(source.resident for source in merges[-1].recipe.sources):
         raise OutputError("models on disk are merged into a folder: give output=")
+    how = Options(
+        mismatch,
+        truncate_embeddings,
+        allow_crimes,
+        parse_size(max_shard_size, "max_shard_size"),
+        _path(cache),
+        copy_tokenizer,
+        write_model_card,
+    )
     done: list[Any] = []
     for merge in merges:
-        asked = [merge.recipe], [merge.folder]
-        with ready(*asked, mismatch, max_shard_size, truncate_embeddings) as jobs:
+        with ready([merge.recipe], [merge.folder], how) as jobs:
             chosen = _backend(jobs, backend, device, threads, room)
             done += _run(jobs, chosen, limit, progress, out)
     return replace(done[-1], stages=tuple(done[:-1])) if len(done) > 1 else done[0]
 
 
+@dropin.takes_mergekits_names
 def plan(
     recipe_or_method: Any,
     *,
@@ -111,6 +128,8 @@ def plan(
     out_dtype: str | torch.dtype | None = None,
     mismatch: Mismatch = "error",
     truncate_embeddings: bool = False,
+    allow_crimes: bool = False,
+    cache: str | Path | None = None,
     max_memory: int | str | None = None,
     max_shard_size: int | str = "5GB",
     **parameters: Any,
@@ -133,19 +152,15 @@ def plan(
         "parameters": parameters,
     }
     merges = staged_merges(recipe_or_method, folder, intermediate, seed, options)
+    shard_bytes = parse_size(max_shard_size, "max_shard_size")
+    how = Options(mismatch, truncate_embeddings, allow_crimes, shard_bytes, _path(cache))
     if len(merges) == 1:
-        return _planned(merges[0], mismatch, truncate_embeddings, max_shard_size, limit)
-    return StagePlans(
-        merges,
-        tuple(
-            _planned(merge, mismatch, truncate_embeddings, max_shard_size, limit)
-            if merge.ready
-            else None
-            for merge in merges
-        ),
-    )
+        return _planned(merges[0], how, limit)
+    plans = (_planned(merge, how, limit) if merge.ready else None for merge in merges)
+    return StagePlans(merges, tuple(plans))
 
 
+@dropin.takes_mergekits_names
 def merge_many(
     recipes: Any,
     outputs: Any = None,
@@ -156,6 +171,10 @@ def merge_many(
     out_dtype: str | torch.dtype | None = None,
     mismatch: Mismatch = "error",
     truncate_embeddings: bool = False,
+    allow_crimes: bool = False,
+    copy_tokenizer: bool = True,
+    write_model_card: bool = True,
+    cache: str | Path | None = None,
     max_memory: int | str | None = None,
     max_device_memory: int | str | None = None,
     threads: int | None = None,
@@ -182,12 +201,20 @@ def merge_many(
     on_disk = [s.label for recipe in named.values() for s in recipe.sources if not s.resident]
     if on_disk and None in folders:
         raise OutputError(f"models on disk, as {on_disk[0]}, are merged into folders: give outputs")
-    with ready(
-        list(named.values()), folders, mismatch, max_shard_size, truncate_embeddings
-    ) as jobs:
+    how = Options(
+        mismatch,
+        truncate_embeddings,
+        allow_crimes,
+        parse_size(max_shard_size, "max_shard_size"),
+        _path(cache),
+        copy_tokenizer,
+        write_model_card,
+    )
+    with ready(list(named.values()), folders, how) as jobs:
         return _run(jobs, _backend(jobs, backend, device, threads, room), limit, progress)
 
 
+@dropin.takes_mergekits_names
 def plan_many(
     recipes: Any,
     outputs: Any = None,
@@ -198,6 +225,8 @@ def plan_many(
     out_dtype: str | torch.dtype | None = None,
     mismatch: Mismatch = "error",
     truncate_embeddings: bool = False,
+    allow_crimes: bool = False,
+    cache: str | Path | None = None,
     max_memory: int | str | None = None,
     max_shard_size: int | str = "5GB",
     **parameters: Any,
@@ -208,9 +237,9 @@ def plan_many(
         recipes, preset=preset, seed=seed, dtype=dtype, out_dtype=out_dtype, parameters=parameters
     )
     folders = output_folders(outputs, recipes, tuple(named))
-    with ready(
-        list(named.values()), folders, mismatch, max_shard_size, truncate_embeddings
-    ) as jobs:
+    shard_bytes = parse_size(max_shard_size, "max_shard_size")
+    how = Options(mismatch, truncate_embeddings, allow_crimes, shard_bytes, _path(cache))
+    with ready(list(named.values()), folders, how) as jobs:
         for job in jobs:
             job.check_folder()
         made = plans_of(dict(zip(named, jobs, strict=True)))
@@ -222,15 +251,8 @@ def methods() -> tuple[Method, ...]:
     return all_methods()
 
 
-def _planned(
-    merge: StagedMerge,
-    mismatch: Mismatch,
-    truncate_embeddings: bool,
-    max_shard_size: int | str,
-    limit: int | None,
-) -> Plan:
-    asked = [merge.recipe], [merge.folder]
-    with ready(*asked, mismatch, max_shard_size, truncate_embeddings) as (job,):
+def _planned(merge: StagedMerge, options: Options, limit: int | None) -> Plan:
+    with ready([merge.recipe], [merge.folder], options) as (job,):
         job.check_folder()
         return replace(job.plan, memory=engine.memory_estimate([job.plan], limit))
 
@@ -275,6 +297,10 @@ def _backend(
         raise CheckpointError(f"models lie on several devices ({found}): move them to one")
     held = next(iter(places), HOST)
     return get_backend(name, threads, device=device, held=held, max_device_memory=room)
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given).expanduser()
 
 
 def _size(given: int | str | None, name: str) -> int | None:

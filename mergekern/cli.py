@@ -66,8 +66,20 @@ Truncate = Annotated[
         "--truncate-embeddings", help="Cut vocabularies to the smallest, whatever they mean."
     ),
 ]
+Crimes = Annotated[
+    bool, typer.Option("--allow-crimes", help="Merge architectures that differ, by names.")
+]
+Tokenizer = Annotated[bool, typer.Option("--copy-tokenizer/--no-copy-tokenizer")]
+Card = Annotated[bool, typer.Option("--write-model-card/--no-write-model-card")]
+Cache = Annotated[Path | None, typer.Option(help="Where Hub models are downloaded to.")]
 Dtype = Annotated[str | None, typer.Option(help="Of the output, like bfloat16; default: base's.")]
-OutDtype = Annotated[str | None, typer.Option(help="Of the output; wins over --dtype.")]
+OutCrimes = Annotated[
+    bool, typer.Option("--allow-crimes", help="Merge architectures that differ, by names.")
+]
+Tokenizer = Annotated[bool, typer.Option("--copy-tokenizer/--no-copy-tokenizer")]
+Card = Annotated[bool, typer.Option("--write-model-card/--no-write-model-card")]
+Cache = Annotated[Path | None, typer.Option(help="Where Hub models are downloaded to.")]
+Dtype = Annotated[str | None, typer.Option(help="Of the output; wins over --dtype.")]
 ShardSize = Annotated[str, typer.Option(help="Largest output file.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
@@ -122,6 +134,10 @@ def merge_command(
     backend: BackendName = "auto",
     mismatch: MismatchRule = "error",
     truncate_embeddings: Truncate = False,
+    allow_crimes: Crimes = False,
+    copy_tokenizer: Tokenizer = True,
+    write_model_card: Card = True,
+    cache: Cache = None,
     dtype: Dtype = None,
     out_dtype: OutDtype = None,
     max_shard_size: ShardSize = "5GB",
@@ -135,6 +151,7 @@ def merge_command(
         _load(plugin)
         if dry_run:
             running = ("threads", "device", "backend", "max_device_memory")
+            running += ("copy_tokenizer", "write_model_card")
             typer.echo(str(_plan(_arguments(context, without=running))))
             return
         done = _merge(_arguments(context) | {"progress": choose_progress(quiet)})
@@ -155,6 +172,8 @@ def plan_command(
     seed: Seed = None,
     mismatch: MismatchRule = "error",
     truncate_embeddings: Truncate = False,
+    allow_crimes: Crimes = False,
+    cache: Cache = None,
     dtype: Dtype = None,
     out_dtype: OutDtype = None,
     max_shard_size: ShardSize = "5GB",

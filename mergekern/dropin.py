@@ -6,9 +6,12 @@ means something here does it; one that has nothing to do here is taken, and a li
 
 from __future__ import annotations
 
+import functools
+import inspect
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from mergekern.errors import RecipeError
 
@@ -68,7 +71,11 @@ OPTIONS = (
     Option(("--lora-merge-cache",), value=True, why="adapters are merged as they are read"),
     Option(("--lora-merge-dtype",), value=True, why="adapters are added in fp32, unrounded"),
     Option(("--verbose", "-v"), why="what is done is in the plan and the report"),
+    Option(("--verbosity",), value=True, why="what is done is in the plan and the report"),
+    Option(("--quiet",), why="nothing is shown but where progress is asked for"),
 )
+log = logging.getLogger(__name__)
+_Call = TypeVar("_Call", bound=Callable[..., Any])
 BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}
 BY_NAME = {option.python: option for option in OPTIONS}
 
@@ -107,6 +114,29 @@ def ours_of(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for name, value in given.items():
         found |= _meaning(BY_NAME[name], value, name, notes)
     return found, notes
+
+
+def takes_mergekits_names(call: _Call) -> _Call:
+    """The call with mergekit's options beside its own: by their names, or as `options`, a mapping
+    or mergekit's MergeOptions. Its own win; lines about the rest are logged."""
+    own = set(inspect.signature(call).parameters)
+
+    @functools.wraps(call)
+    def wrapper(*args: Any, **given: Any) -> Any:
+        options = given.pop("options", None) or {}
+        dump = getattr(options, "model_dump", None)
+        plain = dict(dump() if callable(dump) else options)
+        for name in plain.keys() - BY_NAME.keys() - own:
+            raise RecipeError(f"options: there is no option {name!r}")
+        theirs = {name: plain.pop(name) for name in plain.keys() & BY_NAME.keys() - own}
+        theirs |= {name: given.pop(name) for name in given.keys() & BY_NAME.keys() - own}
+        ours, notes = ours_of(theirs)
+        for note in notes:
+            log.info(note)
+        plain = {name: value for name, value in plain.items() if value is not None}
+        return call(*args, **{**plain, **ours, **given})
+
+    return cast(_Call, wrapper)
 
 
 def _meaning(option: Option, given: Any, written: str, notes: list[str]) -> dict[str, Any]:

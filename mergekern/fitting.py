@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 from mergekern.checkpoint import check_mergeable_config
 from mergekern.checkpoint.base import Checkpoint
 from mergekern.dtypes import DISCRETE, MERGEABLE, dtype_name, work_dtype
 from mergekern.errors import MismatchError, RecipeError
 from mergekern.methods import nearest
+from mergekern.options import Mismatch, Options
 from mergekern.outputs import Held, Output, members_of
 from mergekern.plan import Input, Step
 from mergekern.recipe import Recipe
 from mergekern.spec import AS_IS, Spec
 from mergekern.tokenizer.tensors import is_vocabulary
 
-Mismatch = Literal["error", "base", "skip-model"]
 Gone = list[tuple[int, str, str]]  # model, stored name, reason
 
 # Config fields that give tensors of the same shapes another meaning; and those that a fine-tune may
@@ -34,13 +34,12 @@ class Fitting:
     donor: the base, or else the first model
     """
 
-    def __init__(
-        self, recipe: Recipe, checkpoints: Sequence[Checkpoint], mismatch: Mismatch
-    ) -> None:
+    def __init__(self, recipe: Recipe, checkpoints: Sequence[Checkpoint], options: Options) -> None:
         sources = recipe.sources
         place = {id(source): model for model, source in enumerate(sources)}
         self.recipe = recipe
-        self.mismatch = mismatch
+        self.mismatch = options.mismatch
+        self._allow_crimes = options.allow_crimes
         self.labels = tuple(source.label for source in sources)
         self.base = None if recipe.base is None else place[id(recipe.base)]
         self.donor = self.base or 0
@@ -64,12 +63,13 @@ class Fitting:
         donor = checkpoints[self.donor].config
         for label, checkpoint in zip(self.labels, checkpoints, strict=True):
             check_mergeable_config(checkpoint.config, label)
-            for field in ARCHITECTURE:
+            for field in () if self._allow_crimes else ARCHITECTURE:
                 own, like = checkpoint.config.get(field), donor.get(field)
                 if None not in (own, like) and own != like:
                     raise MismatchError(
                         f"model {label} has {field} {own}, {self.labels[self.donor]} has {like}: "
-                        "only models of one architecture merge"
+                        "only models of one architecture merge (--allow-crimes goes by names and "
+                        "shapes alone)"
                     )
 
     def notes(self, checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:

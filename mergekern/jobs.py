@@ -10,16 +10,17 @@ from pathlib import Path
 
 from mergekern import card, engine
 from mergekern.checkpoint import Checkpoint, open_checkpoint
-from mergekern.checkpoint.sidefiles import write_side_files
-from mergekern.fitting import Mismatch
+from mergekern.checkpoint.sidefiles import tokenizer_files, write_side_files
+from mergekern.errors import RecipeError
 from mergekern.folders import check_apart, check_output
 from mergekern.lock import LOCK, check_unchanged, lock
+from mergekern.options import Options
 from mergekern.plan import Dropped, Plan
 from mergekern.planner import build_plan
 from mergekern.recipe import Recipe, Source
 from mergekern.remembered import plan_in_memory
 from mergekern.report import group_dropped
-from mergekern.sizes import format_size, parse_size
+from mergekern.sizes import format_size
 from mergekern.tokenizer import Alignment, Models, align, truncate
 
 
@@ -73,7 +74,7 @@ class Job:
     recipe: Recipe
     plan: Plan
     checkpoints: Sequence[Checkpoint]
-    mismatch: Mismatch
+    options: Options
     output: Path | None
     side_files: Mapping[str, bytes | None]
 
@@ -85,12 +86,16 @@ class Job:
 
     def finish(self, folder: Path) -> None:
         """Card and lock, then the side files, whose config.json says that the folder is whole."""
-        (folder / card.CARD).write_text(card.model_card(self.recipe, self.plan), encoding="utf-8")
-        content = lock(self.recipe, self.plan, self.checkpoints, self.mismatch)
+        if self.options.write_model_card:
+            text = card.model_card(self.recipe, self.plan)
+            (folder / card.CARD).write_text(text, encoding="utf-8")
+        content = lock(self.recipe, self.plan, self.checkpoints, self.options.mismatch)
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / LOCK).write_text(text, encoding="utf-8")
         donor = self.checkpoints[self.plan.donor]
         instead = self.side_files
+        if not self.options.copy_tokenizer:
+            instead = {**dict.fromkeys(tokenizer_files(donor)), **instead}
         write_side_files(donor, folder, self.plan.out_dtype, self.plan.config, instead)
 
     def report(self, summary: engine.RunSummary) -> MergeReport:
@@ -118,15 +123,12 @@ class Job:
 def ready(
     recipes: Sequence[Recipe],
     outputs: Sequence[Path | None],
-    mismatch: Mismatch,
-    max_shard_size: int | str,
-    truncate_embeddings: bool,
+    options: Options,
 ) -> Iterator[list[Job]]:
     """The jobs of some recipes, in order. A model that several of them name is opened once.
 
     Reads headers only, and raises what can be known from them before the first merge begins.
     """
-    shard_bytes = parse_size(max_shard_size, "max_shard_size")
     check_apart(output for output in outputs if output is not None)
     with ExitStack() as stack:
         opened: dict[Hashable, tuple[Source, Checkpoint]] = {}
@@ -140,6 +142,7 @@ def ready(
                         label=source.label,
                         lora=None if lora is None else lora.where,
                         lora_revision=None if lora is None else lora.revision,
+                        cache=options.cache,
                     )
                     stack.callback(checkpoint.close)
                     opened[_identity(source)] = source, checkpoint
@@ -149,19 +152,13 @@ def ready(
             if output is not None:
                 check_output(opened.values(), output)
             checkpoints = [opened[_identity(source)][1] for source in recipe.sources]
-            aligned = _aligned(recipe, checkpoints, truncate_embeddings, known)
+            aligned = _aligned(recipe, checkpoints, options.truncate_embeddings, known)
             told = replace(recipe, notes=recipe.notes + aligned.notes)
             if output is None and all(source.resident for source in recipe.sources):
-                plan = plan_in_memory(told, aligned.checkpoints, mismatch, shard_bytes)
+                plan = plan_in_memory(told, aligned.checkpoints, options)
             else:
-                plan = build_plan(
-                    told,
-                    aligned.checkpoints,
-                    mismatch=mismatch,
-                    max_shard_size=shard_bytes,
-                    share=False,
-                )
-            jobs.append(Job(recipe, plan, aligned.checkpoints, mismatch, output, aligned.files))
+                plan = build_plan(told, aligned.checkpoints, options, share=False)
+            jobs.append(Job(recipe, plan, aligned.checkpoints, options, output, aligned.files))
         yield jobs
 
 

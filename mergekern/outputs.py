@@ -85,7 +85,10 @@ class Outputs:
         self._donor = donor
         self._members = members_of(recipe)
         self._layers: dict[int, Layers] = {}
+        named = recipe.sources[donor].architecture
         self.config: Mapping[str, Any] | None = None
+        if named is not None:
+            self.config = {**self._configs[donor], "architectures": [named]}
 
     def __iter__(self) -> Iterator[Output]:
         modules = list(dict.fromkeys(part.module for part in self._recipe.parts))

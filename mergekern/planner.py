@@ -15,34 +15,33 @@ from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.layout import lay_out
 from mergekern.collector import collector_paused
 from mergekern.errors import MismatchError
-from mergekern.fitting import Fitting, Gone, Mismatch
+from mergekern.fitting import Fitting, Gone
+from mergekern.options import DEFAULT, Options
 from mergekern.outputs import Outputs
 from mergekern.plan import Dropped, Input, Plan, Step
 from mergekern.recipe import Recipe
 from mergekern.tied import Names, match_names
-
-SHARD_BYTES = 5_000_000_000
 
 
 @collector_paused()
 def build_plan(
     recipe: Recipe,
     checkpoints: Sequence[Checkpoint],
+    options: Options = DEFAULT,
     *,
-    mismatch: Mismatch = "error",
-    max_shard_size: int = SHARD_BYTES,
     share: bool = True,
 ) -> Plan:
     """Resolve a recipe against its opened checkpoints, given in the order of recipe.sources.
 
-    mismatch: what to do with a tensor that some models lack, or have in another shape or kind:
+    options.mismatch: what to do with a tensor that some models lack, or have in another shape or
+        kind:
         error       raise MismatchError
         base        take the base's tensor as it is; leave out what the base lacks
         skip-model  merge the models whose tensor fits the base's, or without a base the first one's
     share: tensors of one storage stay one, as they can in memory and not in files
     Raises MismatchError, and RecipeError for an option that cannot apply.
     """
-    fitting = Fitting(recipe, checkpoints, mismatch)
+    fitting = Fitting(recipe, checkpoints, options)
     names = match_names(checkpoints, fitting.donor, share)
     outputs = Outputs(recipe, checkpoints, names.stored, fitting.donor)
     steps, gone = _decide_all(fitting, outputs)
@@ -57,7 +56,7 @@ def build_plan(
         donor=fitting.donor,
         fingerprints=tuple(dict(checkpoint.fingerprint) for checkpoint in checkpoints),
         steps=tuple(steps),
-        shards=lay_out([TensorInfo(s.name, s.dtype, s.shape) for s in steps], max_shard_size),
+        shards=lay_out([TensorInfo(s.name, s.dtype, s.shape) for s in steps], options.shard_bytes),
         out_dtype=recipe.out_dtype or recipe.dtype,
         aliases=names.aliases,
         config=outputs.config,

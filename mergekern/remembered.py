@@ -8,7 +8,7 @@ from threading import Lock
 
 from mergekern.checkpoint.base import Checkpoint
 from mergekern.checkpoint.contents import Contents
-from mergekern.fitting import Mismatch
+from mergekern.options import Options
 from mergekern.plan import Plan
 from mergekern.planner import build_plan
 from mergekern.recipe import Recipe
@@ -19,19 +19,17 @@ _plans: dict[Hashable, tuple[Plan, list[Contents]]] = {}  # the one used last co
 _lock = Lock()
 
 
-def plan_in_memory(
-    recipe: Recipe, checkpoints: Sequence[Checkpoint], mismatch: Mismatch, max_shard_size: int
-) -> Plan:
+def plan_in_memory(recipe: Recipe, checkpoints: Sequence[Checkpoint], options: Options) -> Plan:
     """build_plan() of models that are all in memory, and are merged there."""
     # As text, where 1 and True are two; the method itself, as users may define theirs anew.
     asked = repr(recipe.to_dict()), recipe.notes, recipe.method.function
-    question = (asked, _held(recipe, checkpoints), mismatch, max_shard_size)
+    question = (asked, _held(recipe, checkpoints), options)
     with _lock:
         known = _plans.pop(question, None)
     if known is None:
         # What the tensors are goes by its place in memory, where it stays as long as it is known.
         contents = [checkpoint.tensors for checkpoint in checkpoints]
-        plan = build_plan(recipe, checkpoints, mismatch=mismatch, max_shard_size=max_shard_size)
+        plan = build_plan(recipe, checkpoints, options)
         known = plan, contents
     with _lock:
         _plans[question] = known

@@ -7,6 +7,7 @@ import yaml
 
 from mergekern.card import model_card
 from mergekern.checkpoint.memory import MemoryCheckpoint
+from mergekern.options import Options
 from mergekern.plan import Plan
 from mergekern.planner import build_plan
 from mergekern.recipe import Recipe, read
@@ -17,7 +18,7 @@ def made(models: list[str], base: str, **options: object) -> tuple[Recipe, Plan]
     state = {"w": torch.zeros(2), "ids": torch.zeros(1, dtype=torch.int64)}
     opened = [MemoryCheckpoint(source.label, state) for source in recipe.sources]
     opened[-1] = MemoryCheckpoint("last", {**state, "w": torch.zeros(3)})
-    return recipe, build_plan(recipe, opened, mismatch="skip-model")
+    return recipe, build_plan(recipe, opened, Options(mismatch="skip-model"))
 
 
 def test_the_card_tells_how_it_was_made(tmp_path) -> None:

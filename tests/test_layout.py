@@ -11,13 +11,13 @@ ROOT = Path(__file__).parent.parent / "mergekern"
 ABOVE_TO_BELOW = """
 errors version sizes dtypes elementary collector huge _C _cuda kernels function fused angles
 geometry spec methods recipe
-checkpoint report columns plan naming tied tokenizer layers outputs fitting planner remembered
-lock card progress
+checkpoint report columns plan naming tied tokenizer layers options outputs fitting planner
+remembered lock card progress
 pieces tiles backends keys counting doubts sampling walking speculation trimming survey
 statistics onepass spill arena machine budget table units extents cargo stream coverage sources
 shared
 journal blockfile output destination findings settling trialpass batches member run
-engine small into inmemory folders staging jobs many api dropin evaluate demo cli
+engine small into inmemory folders staging jobs many dropin api evaluate demo cli
 """
 ORDER = ABOVE_TO_BELOW.split()
 FILES = sorted(ROOT.rglob("*.py"))

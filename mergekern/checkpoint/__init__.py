@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def open_checkpoint(
     label: str | None = None,
     lora: str | os.PathLike[str] | None = None,
     lora_revision: str | None = None,
+    cache: Path | None = None,
 ) -> Checkpoint:
     """Open a model for reading: its headers are read and checked, its weights are not.
 
@@ -44,6 +46,7 @@ def open_checkpoint(
     label:     what messages call it; by default the source as given, or the kind of object
     lora:      a folder or Hub id with a LoRA adapter, whose changes are read with the model's
                weights
+    cache:     the folder that Hub models are downloaded to; huggingface_hub's own if not given
     Raises CheckpointError, in one line that says what was looked for, found, and the mend.
     """
     if lora is not None:
@@ -52,11 +55,11 @@ def open_checkpoint(
             raise CheckpointError(
                 f"cannot read an adapter from a {kind}; wanted a folder, a Hub id"
             )
-        base = open_checkpoint(source, revision=revision)
-        path = _locate(os.fspath(lora), lora_revision, adapter=True)
+        base = open_checkpoint(source, revision=revision, cache=cache)
+        path = _locate(os.fspath(lora), lora_revision, cache, adapter=True)
         return _adapted(label or f"{base.label}+{os.fspath(lora)}", base, path, os.fspath(lora))
     if isinstance(source, str | os.PathLike):
-        return _open_named(os.fspath(source), revision, label or os.fspath(source))
+        return _open_named(os.fspath(source), revision, label or os.fspath(source), cache)
     if revision is not None:
         raise CheckpointError(f"revision {revision!r} was given with a model that is in memory")
     if isinstance(source, torch.nn.Module):
@@ -71,14 +74,14 @@ def open_checkpoint(
     )
 
 
-def _open_named(name: str, revision: str | None, label: str) -> Checkpoint:
-    path = _locate(name, revision, adapter=False)
+def _open_named(name: str, revision: str | None, label: str, cache: Path | None) -> Checkpoint:
+    path = _locate(name, revision, cache, adapter=False)
     if (path / ADAPTER_CONFIG).exists() and is_adapter(os.listdir(path)):
-        return _adapted(label, _base_of(path, name), path, name)
+        return _adapted(label, _base_of(path, name, cache), path, name)
     return local.open_local(label, path)
 
 
-def _locate(name: str, revision: str | None, adapter: bool) -> Path:
+def _locate(name: str, revision: str | None, cache: Path | None, adapter: bool) -> Path:
     """The path itself, or the folder of the cache that a Hub id was fetched to."""
     path = Path(os.path.expanduser(name))
     if os.path.exists(path):  # where Path.exists would raise, as for a name too long, it is False
@@ -91,7 +94,7 @@ def _locate(name: str, revision: str | None, adapter: bool) -> Path:
             f"{name}: no such file or folder (looked in {path.absolute().parent}), and a Hub id "
             f"would be org/name; check its spelling"
         )
-    return hub.fetch(model, adapter)
+    return hub.fetch(replace(model, cache=cache), adapter)
 
 
 def _adapted(label: str, base: Checkpoint, folder: Path, name: str) -> Checkpoint:
@@ -104,7 +107,7 @@ def _adapted(label: str, base: Checkpoint, folder: Path, name: str) -> Checkpoin
         raise
 
 
-def _base_of(folder: Path, name: str) -> Checkpoint:
+def _base_of(folder: Path, name: str, cache: Path | None) -> Checkpoint:
     """The base that an adapter's config names, where it is to be had."""
     config = read_object(folder / ADAPTER_CONFIG, strict=False)
     check_config(config, folder / ADAPTER_CONFIG)
@@ -113,7 +116,7 @@ def _base_of(folder: Path, name: str) -> Checkpoint:
     if not isinstance(given, str) or not given:
         raise CheckpointError(f"{name}: is a LoRA adapter and names no base; {mend}")
     try:
-        return open_checkpoint(given, revision=config.get("revision"))
+        return open_checkpoint(given, revision=config.get("revision"), cache=cache)
     except CheckpointError as error:
         raise CheckpointError(
             f"{name}: is a LoRA adapter, and its base_model_name_or_path cannot be read ({error}); "

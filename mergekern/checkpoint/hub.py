@@ -20,10 +20,15 @@ FILE_SUFFIXES = (".safetensors", ".bin", ".gguf", ".json")
 
 @dataclass(frozen=True)
 class HubId:
-    """A model of the Hub; revision is a branch, tag or commit, None the main branch."""
+    """A model of the Hub.
+
+    revision: a branch, tag or commit; None the main branch
+    cache:    the folder that it is downloaded to; None the usual one
+    """
 
     repo: str
     revision: str | None
+    cache: Path | None = None
 
     def __str__(self) -> str:
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
@@ -77,7 +82,11 @@ def _download(model: HubId, revision: str | None, names: list[str]) -> Path:
 
     patterns = [escape(name) for name in names]
     try:
-        return Path(snapshot_download(model.repo, revision=revision, allow_patterns=patterns))
+        return Path(
+            snapshot_download(
+                model.repo, revision=revision, allow_patterns=patterns, cache_dir=model.cache
+            )
+        )
     except Exception as error:
         raise CheckpointError(_reason(model, error)) from error
 
@@ -89,7 +98,11 @@ def _cached(model: HubId, error: Exception) -> Path:
     try:
         # No patterns: which files are needed is known only once the folder has been looked into.
         folder = snapshot_download(
-            model.repo, revision=model.revision, local_files_only=True, allow_patterns=[]
+            model.repo,
+            revision=model.revision,
+            local_files_only=True,
+            allow_patterns=[],
+            cache_dir=model.cache,
         )
     except Exception:  # not there; why the Hub was not asked says more
         raise CheckpointError(_reason(model, error)) from error
@@ -115,8 +128,8 @@ def _reason(model: HubId, error: Exception) -> str:
         )
     if isinstance(error, errors.OfflineModeIsEnabled):
         return (
-            f"{lead} it is not in the cache ({constants.HF_HUB_CACHE}) while HF_HUB_OFFLINE is "
-            f"set; unset it, or download the model first"
+            f"{lead} it is not in the cache ({model.cache or constants.HF_HUB_CACHE}) while "
+            "HF_HUB_OFFLINE is set; unset it, or download the model first"
         )
     text = " ".join(str(error).split()) or type(error).__name__
     return f"{lead} the Hub could not be asked ({text:.200}); try again, or give a local folder"

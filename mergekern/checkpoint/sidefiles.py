@@ -23,6 +23,19 @@ GENERATION = "generation_config.json"
 WANTED = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "*.tiktoken", "*.bpe", "*.spm")
 WANTED_FOLDERS = ("additional_chat_templates",)  # a tokenizer's templates besides the default
 
+TOKENIZER = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "chat_template*",
+    "*.model",
+    "*.tiktoken",
+    "*.bpe",
+    "*.spm",
+)
+
 # Of other weights, of the training, or about the donor alone.
 UNWANTED = (
     ".*",
@@ -89,6 +102,16 @@ def write_side_files(
         copied.append(CONFIG)
     left_out = sorted(set(names) - set(copied) - {CONFIG})
     return SideFiles(tuple(sorted(copied)), tuple(left_out))
+
+
+def tokenizer_files(donor: Checkpoint) -> list[str]:
+    """Those of a model's side files that are its tokenizer's."""
+    names = [] if donor.folder is None else _names(donor.folder)
+    return [
+        name
+        for name in names
+        if wanted(name) and (name.partition("/")[0] in WANTED_FOLDERS or _matches(name, TOKENIZER))
+    ]
 
 
 def _matches(file: str, patterns: tuple[str, ...]) -> bool:

@@ -8,6 +8,7 @@ import torch
 
 from mergekern.checkpoint.memory import MemoryCheckpoint
 from mergekern.methods import get_method
+from mergekern.options import Options
 from mergekern.plan import Plan
 from mergekern.planner import build_plan
 from mergekern.recipe import read
@@ -41,7 +42,9 @@ def plan_of(
     recipe = read(
         method, models=labels[1:] if based else labels, base="base" if based else None, **options
     )
-    return build_plan(recipe, opened, mismatch=mismatch, max_shard_size=max_shard_size, share=share)
+    return build_plan(
+        recipe, opened, Options(mismatch=mismatch, shard_bytes=max_shard_size), share=share
+    )
 
 
 def reads(plan: Plan) -> set[tuple[str, str]]:
