@@ -39,6 +39,7 @@ def merge(
     dtype: str | torch.dtype | None = None,
     out_dtype: str | torch.dtype | None = None,
     mismatch: Mismatch = "error",
+    truncate_embeddings: bool = False,
     max_memory: int | str | None = None,
     max_device_memory: int | str | None = None,
     threads: int | None = None,
@@ -60,6 +61,7 @@ def merge(
     seed:             of methods that draw random numbers; 0 when neither call nor recipe gives one
     dtype, out_dtype: of the output, the second wins; the base's when neither is given
     mismatch:         tensors that some models lack or shape otherwise: error, base, skip-model
+    truncate_embeddings: cut vocabularies of different size to the smallest, whatever their tokens
     max_memory:       what the process may hold, like "8GiB"
     max_device_memory: of a GPU, for what passes through it; what is free, less a margin, if not
                       given
@@ -89,7 +91,8 @@ def merge(
         raise OutputError("models on disk are merged into a folder: give output=")
     done: list[Any] = []
     for merge in merges:
-        with ready([merge.recipe], [merge.folder], mismatch, max_shard_size) as jobs:
+        asked = [merge.recipe], [merge.folder]
+        with ready(*asked, mismatch, max_shard_size, truncate_embeddings) as jobs:
             chosen = _backend(jobs, backend, device, threads, room)
             done += _run(jobs, chosen, limit, progress, out)
     return replace(done[-1], stages=tuple(done[:-1])) if len(done) > 1 else done[0]
@@ -107,6 +110,7 @@ def plan(
     dtype: str | torch.dtype | None = None,
     out_dtype: str | torch.dtype | None = None,
     mismatch: Mismatch = "error",
+    truncate_embeddings: bool = False,
     max_memory: int | str | None = None,
     max_shard_size: int | str = "5GB",
     **parameters: Any,
@@ -130,11 +134,13 @@ def plan(
     }
     merges = staged_merges(recipe_or_method, folder, intermediate, seed, options)
     if len(merges) == 1:
-        return _planned(merges[0], mismatch, max_shard_size, limit)
+        return _planned(merges[0], mismatch, truncate_embeddings, max_shard_size, limit)
     return StagePlans(
         merges,
         tuple(
-            _planned(merge, mismatch, max_shard_size, limit) if merge.ready else None
+            _planned(merge, mismatch, truncate_embeddings, max_shard_size, limit)
+            if merge.ready
+            else None
             for merge in merges
         ),
     )
@@ -149,6 +155,7 @@ def merge_many(
     dtype: str | torch.dtype | None = None,
     out_dtype: str | torch.dtype | None = None,
     mismatch: Mismatch = "error",
+    truncate_embeddings: bool = False,
     max_memory: int | str | None = None,
     max_device_memory: int | str | None = None,
     threads: int | None = None,
@@ -175,7 +182,9 @@ def merge_many(
     on_disk = [s.label for recipe in named.values() for s in recipe.sources if not s.resident]
     if on_disk and None in folders:
         raise OutputError(f"models on disk, as {on_disk[0]}, are merged into folders: give outputs")
-    with ready(list(named.values()), folders, mismatch, max_shard_size) as jobs:
+    with ready(
+        list(named.values()), folders, mismatch, max_shard_size, truncate_embeddings
+    ) as jobs:
         return _run(jobs, _backend(jobs, backend, device, threads, room), limit, progress)
 
 
@@ -188,6 +197,7 @@ def plan_many(
     dtype: str | torch.dtype | None = None,
     out_dtype: str | torch.dtype | None = None,
     mismatch: Mismatch = "error",
+    truncate_embeddings: bool = False,
     max_memory: int | str | None = None,
     max_shard_size: int | str = "5GB",
     **parameters: Any,
@@ -198,7 +208,9 @@ def plan_many(
         recipes, preset=preset, seed=seed, dtype=dtype, out_dtype=out_dtype, parameters=parameters
     )
     folders = output_folders(outputs, recipes, tuple(named))
-    with ready(list(named.values()), folders, mismatch, max_shard_size) as jobs:
+    with ready(
+        list(named.values()), folders, mismatch, max_shard_size, truncate_embeddings
+    ) as jobs:
         for job in jobs:
             job.check_folder()
         made = plans_of(dict(zip(named, jobs, strict=True)))
@@ -211,9 +223,14 @@ def methods() -> tuple[Method, ...]:
 
 
 def _planned(
-    merge: StagedMerge, mismatch: Mismatch, max_shard_size: int | str, limit: int | None
+    merge: StagedMerge,
+    mismatch: Mismatch,
+    truncate_embeddings: bool,
+    max_shard_size: int | str,
+    limit: int | None,
 ) -> Plan:
-    with ready([merge.recipe], [merge.folder], mismatch, max_shard_size) as (job,):
+    asked = [merge.recipe], [merge.folder]
+    with ready(*asked, mismatch, max_shard_size, truncate_embeddings) as (job,):
         job.check_folder()
         return replace(job.plan, memory=engine.memory_estimate([job.plan], limit))
 

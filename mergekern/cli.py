@@ -54,12 +54,9 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Default: the cores it 
 Seed = Annotated[int | None, typer.Option(min=0, help="Of methods that draw random numbers.")]
 DeviceMemory = Annotated[str | None, typer.Option(help="Of a GPU; default: most of what is free.")]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:1.")]
-BackendName = Annotated[
-    str, typer.Option("--backend", help="auto, cpu, cuda, triton or reference: same bytes.")
-]
-MismatchRule = Annotated[
-    str, typer.Option("--mismatch", help="Tensors that do not fit: error, base or skip-model.")
-]
+BackendName = Annotated[str, typer.Option("--backend", help="auto, cpu, cuda, triton, reference.")]
+MismatchRule = Annotated[str, typer.Option("--mismatch", help="error, base or skip-model.")]
+Cut = Annotated[bool, typer.Option("--truncate-embeddings", help="To the smallest vocabulary.")]
 Dtype = Annotated[str | None, typer.Option(help="Of the output, like bfloat16; default: base's.")]
 OutDtype = Annotated[str | None, typer.Option(help="Of the output; wins over --dtype.")]
 ShardSize = Annotated[str, typer.Option(help="Largest output file.")]
@@ -115,6 +112,7 @@ def merge_command(
     device: Device = "auto",
     backend: BackendName = "auto",
     mismatch: MismatchRule = "error",
+    truncate_embeddings: Cut = False,
     dtype: Dtype = None,
     out_dtype: OutDtype = None,
     max_shard_size: ShardSize = "5GB",
@@ -147,6 +145,7 @@ def plan_command(
     max_memory: Memory = None,
     seed: Seed = None,
     mismatch: MismatchRule = "error",
+    truncate_embeddings: Cut = False,
     dtype: Dtype = None,
     out_dtype: OutDtype = None,
     max_shard_size: ShardSize = "5GB",

@@ -14,7 +14,7 @@ from mergekern.outputs import Held, Output, members_of
 from mergekern.plan import Input, Step
 from mergekern.recipe import Recipe
 from mergekern.spec import AS_IS, Spec
-from mergekern.tied import VOCABULARY
+from mergekern.tokenizer.tensors import is_vocabulary
 
 Mismatch = Literal["error", "base", "skip-model"]
 Gone = list[tuple[int, str, str]]  # model, stored name, reason
@@ -23,6 +23,8 @@ Gone = list[tuple[int, str, str]]  # model, stored name, reason
 # change, but a merge can have one value of.
 ARCHITECTURE = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim")
 BEHAVIOUR = ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "hidden_act")
+
+OTHER_SIZE = "vocabularies of different size"
 
 
 class Fitting:
@@ -134,8 +136,8 @@ class Fitting:
         info, want = held[model], held[like]
         other = self.labels[like]
         if info.shape != want.shape:
-            vocabulary = name in VOCABULARY and info.shape[1:] == want.shape[1:]
-            hint = " (vocabularies of different size)" if vocabulary else ""
+            vocabulary = is_vocabulary(name) and info.shape[1:] == want.shape[1:]
+            hint = f" ({OTHER_SIZE})" if vocabulary else ""
             return f"has shape {list(info.shape)}, {other} has {list(want.shape)}{hint}"
         if info.dtype != want.dtype and {info.dtype, want.dtype} & set(DISCRETE):
             return f"has dtype {dtype_name(info.dtype)}, {other} has {dtype_name(want.dtype)}"
@@ -149,6 +151,11 @@ class Fitting:
             have, info = next(iter(held.items()))
             fault += f", {self.labels[have]} has it with shape {list(info.shape)}"
         options = "--mismatch skip-model merges the models that fit"
+        if OTHER_SIZE in fault:
+            options = (
+                "`tokenizer: {source: union}` in the recipe aligns them, "
+                f"--truncate-embeddings cuts them to the smallest, {options}"
+            )
         if base is not None:
             options = f"--mismatch base takes the base's tensor, {options}"
         return f"tensor {name}: model {self.labels[model]} {fault}; {options}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from mergekern import card, engine
 from mergekern.checkpoint import Checkpoint, open_checkpoint
 from mergekern.checkpoint.sidefiles import write_side_files
+from mergekern.errors import RecipeError
 from mergekern.fitting import Mismatch
 from mergekern.folders import check_apart, check_output
 from mergekern.lock import LOCK, check_unchanged, lock
@@ -20,6 +21,7 @@ from mergekern.recipe import Recipe, Source
 from mergekern.remembered import plan_in_memory
 from mergekern.report import group_dropped
 from mergekern.sizes import format_size, parse_size
+from mergekern.tokenizer import Alignment, Models, align, truncate
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,17 @@ class MergeReport:
 
 @dataclass(frozen=True)
 class Job:
-    """One merge: what was asked for, what will be done, and where it goes (None: memory)."""
+    """One merge: what was asked for, what will be done, and where it goes (None: memory).
+
+    side_files: in place of the donor's; see Alignment.files
+    """
 
     recipe: Recipe
     plan: Plan
     checkpoints: Sequence[Checkpoint]
     mismatch: Mismatch
     output: Path | None
+    side_files: Mapping[str, bytes | None]
 
     def check_folder(self) -> None:
         """Raise OutputError when the folder holds what this merge cannot go on with."""
@@ -85,7 +91,8 @@ class Job:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / LOCK).write_text(text, encoding="utf-8")
         donor = self.checkpoints[self.plan.donor]
-        write_side_files(donor, folder, self.plan.out_dtype, self.plan.config)
+        instead = self.side_files
+        write_side_files(donor, folder, self.plan.out_dtype, self.plan.config, instead)
 
     def report(self, summary: engine.RunSummary) -> MergeReport:
         """What was done, once the folder is finished."""
@@ -114,6 +121,7 @@ def ready(
     outputs: Sequence[Path | None],
     mismatch: Mismatch,
     max_shard_size: int | str,
+    truncate_embeddings: bool,
 ) -> Iterator[list[Job]]:
     """The jobs of some recipes, in order. A model that several of them name is opened once.
 
@@ -137,22 +145,55 @@ def ready(
                     stack.callback(checkpoint.close)
                     opened[_identity(source)] = source, checkpoint
         jobs = []
+        known: dict[Hashable, Alignment] = {}
         for recipe, output in zip(recipes, outputs, strict=True):
             if output is not None:
                 check_output(opened.values(), output)
             checkpoints = [opened[_identity(source)][1] for source in recipe.sources]
+            aligned = _aligned(recipe, checkpoints, truncate_embeddings, known)
+            told = replace(recipe, notes=recipe.notes + aligned.notes)
             if output is None and all(source.resident for source in recipe.sources):
-                plan = plan_in_memory(recipe, checkpoints, mismatch, shard_bytes)
+                plan = plan_in_memory(told, aligned.checkpoints, mismatch, shard_bytes)
             else:
                 plan = build_plan(
-                    recipe,
-                    checkpoints,
+                    told,
+                    aligned.checkpoints,
                     mismatch=mismatch,
                     max_shard_size=shard_bytes,
                     share=False,
                 )
-            jobs.append(Job(recipe, plan, checkpoints, mismatch, output))
+            jobs.append(Job(recipe, plan, aligned.checkpoints, mismatch, output, aligned.files))
         yield jobs
+
+
+def _aligned(
+    recipe: Recipe,
+    checkpoints: Sequence[Checkpoint],
+    cut: bool,
+    known: dict[Hashable, Alignment],
+) -> Alignment:
+    """The checkpoints as the recipe's tokenizer has them, or cut to the smallest vocabulary.
+
+    known: by what was asked for, since recipes that read the same tensors share what they read
+    """
+    place = {id(source): number for number, source in enumerate(recipe.sources)}
+    base = None if recipe.base is None else place[id(recipe.base)]
+    bases = [part.base for part in recipe.parts if part.base is not None]
+    merged = frozenset(place[id(source)] for source in (*recipe.experts, *bases))
+    models = Models(recipe.sources, checkpoints, base, base or 0, merged)
+    if cut and recipe.tokenizer is not None:
+        raise RecipeError(
+            "truncate_embeddings cuts vocabularies that no tokenizer aligns, and the recipe has "
+            "one: leave either of them out"
+        )
+    settings = None if recipe.tokenizer is None else json.dumps(recipe.tokenizer.written)
+    asked = (settings, recipe.chat_template, base, tuple(map(id, checkpoints)))
+    if asked not in known:
+        narrow = truncate(models) if cut else align(None, None, models)
+        models = replace(models, checkpoints=narrow.checkpoints)
+        found = align(recipe.tokenizer, recipe.chat_template, models)
+        known[asked] = replace(found, notes=narrow.notes + found.notes)
+    return known[asked]
 
 
 def _identity(source: Source) -> Hashable:

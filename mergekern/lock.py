@@ -53,8 +53,8 @@ def input_files(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     is that of the files that are read, which others may have taken the place of since.
     """
     return {
-        name: {"header_sha256": sha256, **checkpoint.states[name]._asdict()}
-        for name, sha256 in checkpoint.fingerprint.items()
+        name: {"header_sha256": checkpoint.fingerprint[name], **state._asdict()}
+        for name, state in checkpoint.states.items()
     }
 
 

@@ -14,7 +14,7 @@ import torch
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.layout import lay_out
 from mergekern.collector import collector_paused
-from mergekern.errors import MismatchError, RecipeError
+from mergekern.errors import MismatchError
 from mergekern.fitting import Fitting, Gone, Mismatch
 from mergekern.outputs import Outputs
 from mergekern.plan import Dropped, Input, Plan, Step
@@ -42,7 +42,6 @@ def build_plan(
     share: tensors of one storage stay one, as they can in memory and not in files
     Raises MismatchError, and RecipeError for an option that cannot apply.
     """
-    _check_planned(recipe)
     fitting = Fitting(recipe, checkpoints, mismatch)
     names = match_names(checkpoints, fitting.donor, share)
     outputs = Outputs(recipe, checkpoints, names.stored, fitting.donor)
@@ -66,16 +65,6 @@ def build_plan(
         input_bytes=_bytes_of(steps, checkpoints),
         notes=_notes(recipe, fitting, names, () if share else fitting.notes(checkpoints)),
     )
-
-
-def _check_planned(recipe: Recipe) -> None:
-    """Raise RecipeError for what recipes hold and plans do not."""
-    found = {
-        "tokenizer": recipe.tokenizer is not None,
-        "chat_template": recipe.chat_template is not None,
-    }
-    for key in (key for key, present in found.items() if present):
-        raise RecipeError(f"{key} of mergekit's format cannot be merged yet")
 
 
 def _decide_all(fitting: Fitting, outputs: Outputs) -> tuple[list[Step], Gone]:

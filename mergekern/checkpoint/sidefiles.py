@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -60,19 +61,24 @@ def write_side_files(
     output: Path,
     dtype: torch.dtype | None,
     config: Mapping[str, Any] | None = None,
+    instead: Mapping[str, bytes | None] = MappingProxyType({}),
 ) -> SideFiles:
     """Copy everything but weights into an existing folder, config.json with the new dtype.
 
-    dtype:  of the merged weights; None leaves the fields of config.json as they are
-    config: in place of the donor's, where the result is built otherwise
+    dtype:   of the merged weights; None leaves the fields of config.json as they are
+    config:  in place of the donor's, where the result is built otherwise
+    instead: files to write whatever the donor has; None: not to be taken from it
     config.json comes last, so that a folder without it is known to be unfinished.
     Raises OutputError when something cannot be copied.
     """
     names = _names(donor.folder) if donor.folder is not None else []
-    copied = [name for name in names if wanted(name) and name != CONFIG]
-    left_out = [name for name in names if not wanted(name)]
+    copied = [name for name in names if wanted(name) and name not in (CONFIG, *instead)]
     for name in copied:
         _copy(donor, name, output / name)
+    for name, data in instead.items():
+        if data is not None:
+            _write(output / name, data)
+            copied.append(name)
     if donor.generation_config:
         _write(output / GENERATION, _json(donor.label, donor.generation_config))
         copied.append(GENERATION)
@@ -81,7 +87,8 @@ def write_side_files(
         config = config if dtype is None else with_dtype(config, dtype)
         _write(output / CONFIG, _json(donor.label, config))
         copied.append(CONFIG)
-    return SideFiles(tuple(sorted(copied)), tuple(sorted(left_out)))
+    left_out = sorted(set(names) - set(copied) - {CONFIG})
+    return SideFiles(tuple(sorted(copied)), tuple(left_out))
 
 
 def _matches(file: str, patterns: tuple[str, ...]) -> bool:

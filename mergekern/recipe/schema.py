@@ -13,7 +13,7 @@ from mergekern.recipe.source import Source, is_reference, parse_source
 from mergekern.recipe.text import Origin, Path, spell
 
 REFERENCE = ("model", "lora", "override_architecture", "path", "revision")
-TOKENIZER = ("source", "tokens", "pad_to_multiple_of")
+TOKENIZER = ("source", "tokens", "pad_to_multiple_of", "padding")
 TOKEN = ("source", "force")
 TOKEN_SOURCE = ("kind", "model", "token", "token_id", *REFERENCE[1:])
 

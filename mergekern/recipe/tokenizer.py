@@ -11,6 +11,7 @@ from mergekern.methods import nearest
 from mergekern.recipe.source import Source, parse_source
 
 TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")  # by name
+PADDING = ("keep", "drop")
 SHORTEST_TEMPLATE = 20  # characters; a literal one that is shorter is a name misspelt
 
 
@@ -41,12 +42,15 @@ class TokenizerSettings:
 
     source: union of all models' tokens, the base's, or those of one model
     tokens: by their text; those that the vocabulary lacks are added to it
-    pad_to_multiple_of: how many rows the embeddings are padded to
+    pad_to_multiple_of: how many rows the embeddings are padded to, with the mean of the others
+    padding: otherwise, the rows behind the tokens that the vocabulary's model has are kept, or
+             dropped
     """
 
     source: Source | Literal["union", "base"] = "union"
     tokens: Mapping[str, Token] = field(default_factory=dict)
     pad_to_multiple_of: int | None = None
+    padding: Literal["keep", "drop"] = "keep"
 
     @property
     def models(self) -> Iterator[Source]:
@@ -70,6 +74,8 @@ class TokenizerSettings:
             }
         if self.pad_to_multiple_of is not None:
             content["pad_to_multiple_of"] = self.pad_to_multiple_of
+        if self.padding != "keep":
+            content["padding"] = self.padding
         return content
 
 
@@ -100,7 +106,15 @@ def parse_tokenizer(content: Mapping[str, Any], known: Callable[[Source], Source
         parse_vocabulary(content.get("source", "union"), "tokenizer.source", known),
         {str(text): _token(str(text), token, known) for text, token in tokens.items()},
         multiple,
+        _padding(content.get("padding", "keep")),
     )
+
+
+def _padding(value: Any) -> Literal["keep", "drop"]:
+    if value not in PADDING:
+        hint = nearest(str(value), PADDING)
+        raise RecipeError(f"tokenizer.padding is {value!r}{hint}; want keep or drop")
+    return "keep" if value == "keep" else "drop"
 
 
 def parse_vocabulary(
