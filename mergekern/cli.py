@@ -17,6 +17,33 @@ from typer.core import TyperCommand
 
 from mergekern import api, dropin
 from mergekern.errors import MergeError, RecipeError
+from mergekern.flags import (
+    BackendName,
+    Base,
+    Cache,
+    Card,
+    Crimes,
+    Debug,
+    Device,
+    DeviceMemory,
+    DryRun,
+    Dtype,
+    Intermediate,
+    Memory,
+    MismatchRule,
+    Models,
+    Output,
+    Params,
+    Plugin,
+    PresetName,
+    Quiet,
+    Seed,
+    ShardSize,
+    Threads,
+    Tokenizer,
+    Truncate,
+    What,
+)
 from mergekern.methods import Method, get_method, load_plugin
 from mergekern.progress import choose_progress
 from mergekern.recipe import has_grid
@@ -29,65 +56,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-What = Annotated[str, typer.Argument(help="A recipe file, or a method's name.")]
-Output = Annotated[Path, typer.Argument(help="The folder to write.")]
-Intermediate = Annotated[
-    Path | None,
-    typer.Option(
-        "--intermediate-dir",
-        "-I",
-        help="For stages, of recipes of several documents; default: OUTPUT.stages.",
-    ),
-]
-Models = Annotated[
-    list[str] | None, typer.Option("--model", "-m", help="A model to merge; once for each.")
-]
-Base = Annotated[str | None, typer.Option(help="The model they were fine-tuned from.")]
-Params = Annotated[
-    list[str] | None,
-    typer.Option("--param", "-p", help="name=value, or name=v1,v2 with one value per model."),
-]
-PresetName = Annotated[str | None, typer.Option(help="A named bundle of parameters.")]
-Memory = Annotated[str | None, typer.Option(help="What the process may hold, like 8GiB.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Default: the cores it may use.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Of methods that draw random numbers.")]
-DeviceMemory = Annotated[str | None, typer.Option(help="Of a GPU; default: most of what is free.")]
-Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:1.")]
-BackendName = Annotated[
-    str, typer.Option("--backend", help="auto, cpu, cuda, triton or reference: same bytes.")
-]
-MismatchRule = Annotated[
-    str, typer.Option("--mismatch", help="Tensors that do not fit: error, base or skip-model.")
-]
-Truncate = Annotated[
-    bool,
-    typer.Option(
-        "--truncate-embeddings", help="Cut vocabularies to the smallest, whatever they mean."
-    ),
-]
-Crimes = Annotated[
-    bool, typer.Option("--allow-crimes", help="Merge architectures that differ, by names.")
-]
-Tokenizer = Annotated[bool, typer.Option("--copy-tokenizer/--no-copy-tokenizer")]
-Card = Annotated[bool, typer.Option("--write-model-card/--no-write-model-card")]
-Cache = Annotated[Path | None, typer.Option(help="Where Hub models are downloaded to.")]
-Dtype = Annotated[str | None, typer.Option(help="Of the output, like bfloat16; default: base's.")]
-OutCrimes = Annotated[
-    bool, typer.Option("--allow-crimes", help="Merge architectures that differ, by names.")
-]
-Tokenizer = Annotated[bool, typer.Option("--copy-tokenizer/--no-copy-tokenizer")]
-Card = Annotated[bool, typer.Option("--write-model-card/--no-write-model-card")]
-Cache = Annotated[Path | None, typer.Option(help="Where Hub models are downloaded to.")]
-Dtype = Annotated[str | None, typer.Option(help="Of the output; wins over --dtype.")]
-ShardSize = Annotated[str, typer.Option(help="Largest output file.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
-Plugin = Annotated[
-    list[str] | None,
-    typer.Option("--plugin", help="A .py file or a module that defines methods; once for each."),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")]
 
 
 @app.callback(invoke_without_command=True)

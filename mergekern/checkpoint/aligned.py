@@ -82,10 +82,13 @@ class AlignedCheckpoint:
         self.on_disk = inner.on_disk
         self.device = inner.device
         self.files = inner.files
+        self.notes = inner.notes
+        self.placed = inner.placed
         self.tensors = Contents(inner.tensors)
         for name, rows in maps.items():
             info = inner.tensors[rows.source]
-            self.tensors[name] = TensorInfo(name, info.dtype, _shape(info, len(rows.own)))
+            shape = _shape(info, len(rows.own))
+            self.tensors[name] = TensorInfo(name, info.dtype, shape, native=info.native)
 
     def read(self, name: str, start: int, stop: int, buffer: torch.Tensor | None) -> torch.Tensor:
         """Elements [start, stop), flat; see Checkpoint.read. Views where one run gives them all."""
@@ -112,10 +115,6 @@ class AlignedCheckpoint:
             _copy(self._inner, rows.source, left + shift, right + shift, place)
         self._fill(name, first + np.flatnonzero(own < 0), start, out)
         return out
-
-    def span(self, name: str) -> tuple[int, int]:
-        """Of the tensor that the rows are taken from."""
-        return self._inner.span(self._maps[name].source if name in self._maps else name)
 
     def verify_unchanged(self) -> None:
         """Raise CheckpointError when a file of the inner checkpoint changed."""

@@ -64,7 +64,7 @@ def narrowed(models: Models) -> tuple[Maps, int]:
         rows = min(rows_in(held.info) for held in holders.values())
         nothing = Fill((), np.empty((0, rows), np.int64))
         for model, (info, key) in holders.items():
-            if rows_in(info) > rows:
+            if rows_in(info) > rows and key == info.name:  # what a tie lends is cut already
                 found[model][key] = RowMap(info.name, np.arange(rows), nothing)
                 smallest = rows
     return found, smallest

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vocabularies import ANIMALS, CODE, EMBED, HEAD, model, rows_by_token, tokenizer
 
@@ -288,6 +290,21 @@ def test_vocabularies_of_other_size_need_a_word_on_it(root: Path, tmp_path: Path
         mean = (states[0][name][:rows] + states[1][name]) / 2
         assert torch.equal(merged.state_dict()[name], mean)
     assert f"cut to the smallest, {rows} rows" in str(report)
+    in_memory = mergekern.merge("linear", models=states, truncate_embeddings=True)
+    assert torch.equal(in_memory[EMBED], merged.state_dict()[EMBED])
+
+
+def test_rows_of_bin_files_are_gathered_too(root: Path, tmp_path: Path) -> None:
+    wanted = merge(root, tmp_path / "wanted", {"source": "union"}, "abc").output
+    for name in "abc":
+        shutil.copytree(root / name, tmp_path / name)
+        state = load_file(tmp_path / name / "model.safetensors")
+        (tmp_path / name / "model.safetensors").unlink()
+        torch.save(state, tmp_path / name / "pytorch_model.bin")
+    merge(tmp_path, tmp_path / "out", {"source": "union"}, "abc")
+    out = load_file(tmp_path / "out/model.safetensors")
+    for name, tensor in load_file(wanted / "model.safetensors").items():
+        assert torch.equal(out[name], tensor), name
 
 
 def test_what_cannot_be_aligned_is_said(root: Path, tmp_path: Path) -> None:
