@@ -97,15 +97,9 @@ def merge(
         raise OutputError("output is a folder and out is in memory: give one of them")
     if folder is None and not all(source.resident for source in merges[-1].recipe.sources):
         raise OutputError("models on disk are merged into a folder: give output=")
-    how = Options(
-        mismatch,
-        truncate_embeddings,
-        allow_crimes,
-        parse_size(max_shard_size, "max_shard_size"),
-        _path(cache),
-        copy_tokenizer,
-        write_model_card,
-    )
+    shard_bytes = parse_size(max_shard_size, "max_shard_size")
+    how = Options(mismatch, truncate_embeddings, allow_crimes, shard_bytes, _path(cache))
+    how = replace(how, copy_tokenizer=copy_tokenizer, write_model_card=write_model_card)
     done: list[Any] = []
     for merge in merges:
         with ready([merge.recipe], [merge.folder], how) as jobs:
@@ -201,15 +195,9 @@ def merge_many(
     on_disk = [s.label for recipe in named.values() for s in recipe.sources if not s.resident]
     if on_disk and None in folders:
         raise OutputError(f"models on disk, as {on_disk[0]}, are merged into folders: give outputs")
-    how = Options(
-        mismatch,
-        truncate_embeddings,
-        allow_crimes,
-        parse_size(max_shard_size, "max_shard_size"),
-        _path(cache),
-        copy_tokenizer,
-        write_model_card,
-    )
+    shard_bytes = parse_size(max_shard_size, "max_shard_size")
+    how = Options(mismatch, truncate_embeddings, allow_crimes, shard_bytes, _path(cache))
+    how = replace(how, copy_tokenizer=copy_tokenizer, write_model_card=write_model_card)
     with ready(list(named.values()), folders, how) as jobs:
         return _run(jobs, _backend(jobs, backend, device, threads, room), limit, progress)
 

@@ -32,6 +32,7 @@ from mergekern.flags import (
     Memory,
     MismatchRule,
     Models,
+    OutDtype,
     Output,
     Params,
     Plugin,
@@ -79,6 +80,10 @@ class _DropIn(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+RUNNING = (  # what merge() takes and plan() does not
+    *("threads", "device", "backend", "max_device_memory"),
+    *("copy_tokenizer", "write_model_card"),
+)
 MERGEKIT = "mergekit's flags are taken as well: " + " ".join(
     option.flags[0] for option in dropin.OPTIONS
 )
@@ -118,9 +123,7 @@ def merge_command(
     with _one_line_errors(debug):
         _load(plugin)
         if dry_run:
-            running = ("threads", "device", "backend", "max_device_memory")
-            running += ("copy_tokenizer", "write_model_card")
-            typer.echo(str(_plan(_arguments(context, without=running))))
+            typer.echo(str(_plan(_arguments(context, without=RUNNING))))
             return
         done = _merge(_arguments(context) | {"progress": choose_progress(quiet)})
         if not quiet:

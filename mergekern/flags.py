@@ -50,7 +50,7 @@ Tokenizer = Annotated[bool, typer.Option("--copy-tokenizer/--no-copy-tokenizer")
 Card = Annotated[bool, typer.Option("--write-model-card/--no-write-model-card")]
 Cache = Annotated[Path | None, typer.Option(help="Where Hub models are downloaded to.")]
 Dtype = Annotated[str | None, typer.Option(help="Of the output, like bfloat16; default: base's.")]
-OutOutDtype = Annotated[str | None, typer.Option(help="Of the output; wins over --dtype.")]
+OutDtype = Annotated[str | None, typer.Option(help="Of the output; wins over --dtype.")]
 ShardSize = Annotated[str, typer.Option(help="Largest output file.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]

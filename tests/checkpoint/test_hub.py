@@ -157,7 +157,9 @@ def online(cache, monkeypatch):
         assert repo == "org/name"
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in offered])
 
-    def download(_: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(
+        _: str, *, revision: str | None, allow_patterns: list[str], cache_dir: Path | None
+    ) -> str:
         asked.append((revision, sorted(allow_patterns)))
         return str(add_to_cache(cache, {name: offered[name] for name in allow_patterns}))
 
@@ -257,3 +259,11 @@ def test_parse_id(text, wanted) -> None:
     found = hub.parse_id(text, None)
     assert (found and (found.repo, found.revision)) == wanted
     assert found is None or str(found) == text
+
+
+def test_another_cache_is_looked_into(cache, tmp_path, monkeypatch) -> None:
+    other = tmp_path / "other"
+    snapshot = add_to_cache(other, {"model.safetensors": weights(tmp_path, w=3.0)})
+    assert open_checkpoint("org/name", cache=other).folder == snapshot
+    with pytest.raises(CheckpointError, match="not in the cache"):
+        open_checkpoint("org/name")
