@@ -67,6 +67,8 @@ def test_every_method_makes_a_model_that_runs(folders, tmp_path, method) -> None
         "linear": {"models": [a, b]},
         "passthrough": {"models": [a], "scale": 0.9},
         "slerp": {"base": base, "models": [a], "t": 0.3},
+        "nearswap": {"base": base, "models": [a], "t": 1e-3},
+        "arcee_fusion": {"base": base, "models": [a]},
     }
     call = calls.get(method, {"base": base, "models": [a, b]})
     if any(p.name == "density" for p in get_method(method).parameters):
@@ -264,3 +266,25 @@ def test_a_merge_without_a_config_says_so(tmp_path) -> None:
     state = {"w": torch.ones(3)}
     report = mergekern.merge("linear", models=[state], output=tmp_path / "o")
     assert "note: models[0] has no config.json" in str(report)
+
+
+def test_the_second_argument_is_the_output(folders, tmp_path) -> None:
+    recipe = {"merge_method": "linear", "models": [{"model": str(folders[n])} for n in "ab"]}
+    options = {"random_seed": 3, "out_shard_size": "1B", "write_model_card": False, "cuda": False}
+    mergekern.merge(recipe, tmp_path / "o", copy_tokenizer=False, options=options, num_threads=1)
+    assert not (tmp_path / "o/README.md").exists()
+    with pytest.raises(RecipeError, match="options: there is no option 'speed'"):
+        mergekern.merge(recipe, tmp_path / "p", options={"speed": 9})
+
+
+def test_crimes_are_allowed_by_name(folders, tmp_path) -> None:
+    (tmp_path / "b").mkdir()
+    for path in Path(folders["b"]).iterdir():
+        (tmp_path / "b" / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "b/config.json").read_text()) | {"model_type": "mistral"}
+    (tmp_path / "b/config.json").write_text(json.dumps(config))
+    models = [folders["a"], tmp_path / "b"]
+    with pytest.raises(MismatchError, match="--allow-crimes goes by names and shapes"):
+        mergekern.merge("linear", models=models, output=tmp_path / "o")
+    mergekern.merge("linear", models=models, output=tmp_path / "o", allow_crimes=True)
+    assert json.loads((tmp_path / "o/config.json").read_text())["model_type"] == "llama"
