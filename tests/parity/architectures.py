@@ -141,7 +141,10 @@ ARCHITECTURES = {
         "qwen3_moe",
         "ForCausalLM",
         lambda size: _experts(
-            size, num_experts=4, moe_intermediate_size=size.inner // 2, head_dim=size.hidden // size.heads
+            size,
+            num_experts=4,
+            moe_intermediate_size=size.inner // 2,
+            head_dim=size.hidden // size.heads,
         ),
     ),
     "t5": Architecture("t5", "ForSeq2SeqLM", _t5),
@@ -167,14 +170,13 @@ def fill(model: PreTrainedModel, seed: int) -> None:
             parameter.copy_(torch.from_numpy(values))
 
 
-def write_model(
-    folder: Path, name: str, architecture: str, dtype: torch.dtype, size: Size
-) -> None:
+def write_model(folder: Path, name: str, architecture: str, dtype: torch.dtype, size: Size) -> None:
     """The model of that name in SEEDS, and its tokenizer."""
     vocabulary = size.vocabulary + (EXTRA if name == "wide" else 0)
     model = ARCHITECTURES[architecture].build(replace(size, vocabulary=vocabulary))
     fill(model, SEEDS[name])
-    model.to(dtype).save_pretrained(folder)
+    # Mixtral as transformers holds it, Qwen3-MoE as it is published: fused experts, and single ones.
+    model.to(dtype).save_pretrained(folder, save_original_format=architecture != "mixtral")
     tokenizer_of(name, size.vocabulary).save_pretrained(folder)
 
 

@@ -1,6 +1,6 @@
 """What is compared: every method with every option, and every part of the recipe format.
 
-Recipes are mergekit's, with models by their names in architectures.SEEDS; `text()` puts paths there.
+Recipes are mergekit's; models have their names in architectures.SEEDS, for which text() puts paths.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def method(
     entries = []
     for model in models:
         parameters = dict(each or {}) | ({"weight": weights[model]} if weights else {})
-        entries.append({"model": model, "parameters": parameters} if parameters else {"model": model})
+        entries.append(
+            {"model": model, "parameters": parameters} if parameters else {"model": model}
+        )
     recipe: dict[str, Any] = {"merge_method": name, "models": entries}
     if base:
         recipe["base_model"] = "base"

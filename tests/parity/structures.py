@@ -150,7 +150,9 @@ STRUCTURES: tuple[Case, ...] = (
         base_model="base",
         parameters={"lambda": [{"filter": "k_proj", "value": [0.2, 0.8]}, {"value": 0.7}]},
     ),
-    whole("linear", "base is one more input", models=[of("a"), of("b")], base_model="base", **THIRDS),
+    whole(
+        "linear", "base is one more input", models=[of("a"), of("b")], base_model="base", **THIRDS
+    ),
     Case(
         *("linear", "modules"),
         (
