@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/cpu/* csrc/cuda/*)
 
-.PHONY: demo test slow lint format bench clean
+.PHONY: demo test slow parity lint format bench clean
 
 demo: .venv/ready  ## train the small experts (once), merge and evaluate them
 	$(BIN)/mergekern demo
@@ -13,6 +13,9 @@ test: .venv/ready  ## the quick suite
 
 slow: .venv/ready  ## what takes minutes: the demo's claims and the long grids
 	$(BIN)/python -m pytest -q -m "slow or demo"
+
+parity: .venv/ready .venv-parity/ready  ## the same recipes by mergekit and by mergekern
+	PYTHONPATH=tests/parity $(BIN)/python tests/parity/compare.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -37,5 +40,12 @@ bench: .venv/ready  ## the figures of the README
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
+# mergekit has an environment of its own, with the same torch and transformers.
+.venv-parity/ready: tests/parity/requirements.txt constraints.txt
+	test -x .venv-parity/bin/python || $(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install -q -c constraints.txt torch
+	.venv-parity/bin/python -m pip install -q -c constraints.txt -r tests/parity/requirements.txt
+	touch $@
+
 clean:
-	rm -rf .venv build *.egg-info mergekern/*.so
+	rm -rf .venv .venv-parity build *.egg-info mergekern/*.so
