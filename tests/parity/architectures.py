@@ -1,7 +1,7 @@
 """Small random models of several architectures, the same numbers on every machine.
 
 A base and fine-tunes of it: every parameter moved by noise of a twentieth of the weights' size, so
-that models in bf16 have many equal deltas, as real ones do. `far` is no fine-tune but another model.
+that models in bf16 have many equal deltas, as real ones do. `far` is another model altogether.
 Numbers come from Philox's raw integers, which numpy keeps the same from version to version.
 """
 
@@ -175,7 +175,7 @@ def write_model(folder: Path, name: str, architecture: str, dtype: torch.dtype, 
     vocabulary = size.vocabulary + (EXTRA if name == "wide" else 0)
     model = ARCHITECTURES[architecture].build(replace(size, vocabulary=vocabulary))
     fill(model, SEEDS[name])
-    # Mixtral as transformers holds it, Qwen3-MoE as it is published: fused experts, and single ones.
+    # Mixtral with fused experts, as transformers holds them; Qwen3-MoE as it is published.
     model.to(dtype).save_pretrained(folder, save_original_format=architecture != "mixtral")
     tokenizer_of(name, size.vocabulary).save_pretrained(folder)
 

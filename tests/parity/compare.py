@@ -2,7 +2,7 @@
 
 Prints method × architecture, a table per dtype. A cell is the largest difference, in ulps of the
 output dtype at the largest of an element's operands; the share of elements more than one ulp off at
-the output itself; and the reasons of those beyond the limit. Ends with 1 when a difference has none.
+the output itself; and the reasons of those beyond the limit. Ends with 1 where there is none.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _suits(case: Case, dtype: str) -> bool:
 
 
 def run_mergekit(runs: Iterable[Run], exact: bool = False) -> None:
-    """In one process. exact: in float64, to tell mergekit's rounding from a difference in meaning."""
+    """In one process. exact: in float64, which tells its rounding from a difference in meaning."""
     runs = list(runs)
     more = {"dtype": "float64", "out_dtype": "float64"} if exact else {}
     jobs = [

@@ -1,9 +1,9 @@
 """How far two outputs of one recipe lie apart, in ulps, and why.
 
 An element's ulp is the spacing of the output dtype's numbers at the larger of the two outputs; at
-its `operand`, that at the largest input of the element. The second bounds what rounding can do where
-the output is a small difference of large numbers. An element further off than LIMITS is explained by
-one of REASONS, or the comparison fails.
+its `operand`, that at the largest number that the element is made of: an input, or what is added to
+the base. The second bounds what rounding can do where the output is a small difference of large
+numbers. An element further off than LIMITS has one of REASONS, or the comparison fails.
 """
 
 from __future__ import annotations

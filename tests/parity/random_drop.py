@@ -62,7 +62,7 @@ class _Share:
 def by_the_rule(
     case: Case, base: Tensors, expert: Tensors, out: Tensors, limit: float
 ) -> Difference:
-    """An output in fp32 against its formula, given which deltas it kept; limit: ulps it may miss."""
+    """An output in fp32 against its formula, given what it kept; limit: ulps it may miss."""
     found = Difference()
     recipe: Mapping[str, Any] = case.documents[0]
     weight = recipe["models"][0]["parameters"]["weight"]

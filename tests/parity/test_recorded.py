@@ -15,8 +15,8 @@ from difference import Difference, difference
 from edges import edges
 from folders_alike import Tensors, load
 from random_drop import by_the_rule, drop_faults
-from record import KEPT, MODELS, RECORDED, described, kept, methods, sampled, structures
 from recipes import METHODS, Case
+from record import KEPT, MODELS, RECORDED, described, methods, sampled, structures
 from safetensors.torch import load_file
 
 Models = Mapping[str, Mapping[str, Path]]
