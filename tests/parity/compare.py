@@ -38,7 +38,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 ELEMENTWISE = ("linear", "task_arithmetic", "passthrough", "nearswap", "ram")
 # Ulps that an output may miss its rule by, given what it kept: mergekit sums magnitudes in fp32.
 RULED = {"mergekern": 2.0, "mergekit": 32.0}
-UNREAD = ("not read yet", "cannot be merged yet", "want one recipe")  # what is not done so far
+UNREAD = ("not read yet", "cannot be merged yet", "want one recipe", "no Gram matrix")  # so far
 
 
 @dataclass
@@ -124,7 +124,7 @@ def run_mergekern(run: Run) -> None:
         return
     try:
         mergekern.merge(run.case.text(run.models), output=str(run.ours), seed=7, threads=1)
-    except mergekern.MergeError as error:
+    except (mergekern.MergeError, AssertionError) as error:
         run.state = "unread" if any(word in str(error) for word in UNREAD) else "REFUSED"
         if run.state == "REFUSED":
             run.found.faults.append(f"mergekern refuses it: {error}")
