@@ -60,8 +60,8 @@ class Parameter:
 
     def parse(self, value: Any, where: str = "") -> Any:
         """The value in its own type; RecipeError naming the parameter and what it accepts."""
-        if isinstance(value, (bool, str)) and value in self.doc.synonyms:
-            return self.doc.synonyms[value]
+        if isinstance(value, (bool, int, float, str)) and value in self.doc.synonyms:
+            return self.doc.synonyms[value]  # 1 and 1.0 are keys where True is
         parsed = _PARSERS[self.kind](self, value)
         if parsed is None:
             raise RecipeError(f"{where}{self.name} is {value!r}; want {self.wanted}")
@@ -92,6 +92,8 @@ def _number(parameter: Parameter, value: Any) -> float | None:
 def _integer(parameter: Parameter, value: Any) -> int | None:
     if isinstance(value, str):
         value = int(value) if value.strip().isdecimal() else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     whole = isinstance(value, int) and not isinstance(value, bool)
     return value if whole and 0 <= value < 2**64 else None
 
@@ -99,7 +101,8 @@ def _integer(parameter: Parameter, value: Any) -> int | None:
 def _flag(parameter: Parameter, value: Any) -> bool | None:
     if isinstance(value, str):
         return TRUTHS.get(value.strip().lower())
-    return value if isinstance(value, bool) else None
+    number = isinstance(value, (bool, int, float)) and value in (0, 1)  # recipes say 1.0 too
+    return bool(value) if number else None
 
 
 def _choice(parameter: Parameter, value: Any) -> str | None:

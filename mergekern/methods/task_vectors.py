@@ -60,7 +60,7 @@ def task_vector(
     weight: Annotated[PerModel, Doc("factor of each model's delta")] = (1.0,),
     density: Annotated[PerModel, Doc("fraction of each delta that is kept", "[0, 1]")] = (1.0,),
     gamma: Annotated[
-        PerModel, Doc("fraction trimmed off the top, as outliers, if density < 1", "[0, 1)")
+        PerModel, Doc("fraction trimmed off the top, as outliers, if density < 1", "[0, 1]")
     ] = (0.0,),
     lambda_: Annotated[float, Doc("factor of the merged delta")] = 1.0,
     normalize: Annotated[

@@ -147,7 +147,8 @@ def test_elected_weights_may_cancel() -> None:
     [
         ("ties", {"density": -0.5}, r"^density is -0.5; want a number in \[0, 1\]"),
         ("ties", {"density": [0.5, 1.5]}, r"model org/b: density is 1.5; want a number in"),
-        ("breadcrumbs", {"gamma": 1}, r"gamma is 1; want a number in \[0, 1\)"),
+        ("breadcrumbs", {"gamma": 1.1}, r"gamma is 1.1; want a number in \[0, 1\]"),
+        ("ties", {"normalize": 0.5}, "normalize is 0.5; want true or false"),
         ("ties", {"lambda": "inf"}, "lambda is 'inf'; want a finite number"),
         ("ties", {"weight": float("nan")}, "weight is nan; want a finite number"),
         ("ties", {"weight": True}, "weight is True; want a finite number"),
@@ -238,3 +239,13 @@ def test_a_base_is_an_input_where_no_deltas_are_taken() -> None:
 def test_a_misspelt_method_suggests_the_nearest(name) -> None:
     with pytest.raises(RecipeError, match=f"unknown method '{name}'; did you mean "):
         read(name, **TWO)
+
+
+@pytest.mark.parametrize("true", [True, 1, 1.0, "true"])
+def test_flags_as_recipes_write_them(true) -> None:
+    assert spec("breadcrumbs_ties", normalize=true).normalize is True
+    assert spec("ties", rescale=true).rescale == "l1"
+
+
+def test_whole_numbers_with_a_point() -> None:
+    assert spec("dare_ties", seed=5.0).seed == 5
