@@ -19,7 +19,7 @@ import torch
 import transformers
 from architectures import EVERYWHERE, SEEDS, TINY, write_models
 from compare import DTYPES, Run, run_mergekit
-from folders_alike import UNTOLD, Tensors, load
+from folders_alike import UNTOLD, Tensors, in_order, load
 from recipes import METHODS, Case
 from safetensors.torch import save_file
 from structures import STRUCTURES
@@ -58,7 +58,12 @@ def kept(tensors: Tensors) -> torch.Tensor:
     return torch.cat([tensors[name].flatten() for name in KEPT])
 
 
-def sampled(tensors: Tensors) -> torch.Tensor:
+def sampled(folder: Path) -> torch.Tensor:
+    """Rows that tokens have are put in the order of the tokens' names, the others left out: in what
+    order mergekit adds tokens changes from run to run."""
+    vocabulary = transformers.AutoTokenizer.from_pretrained(folder).get_vocab()
+    order = torch.tensor([vocabulary[token] for token in sorted(vocabulary)])
+    tensors = in_order(load(folder), order, len(order))
     return torch.cat([one_of_each_row(tensors[name]).float() for name in sorted(tensors)])
 
 
@@ -70,7 +75,7 @@ def described(folder: Path) -> dict[str, Any]:
     return {
         "tensors": tensors,
         "config": {key: value for key, value in config.items() if key not in UNTOLD},
-        "vocabulary": sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__),
+        "vocabulary": sorted(tokenizer.get_vocab()),
         "template": tokenizer.chat_template,
     }
 
@@ -99,7 +104,7 @@ def main() -> None:
             exact = {r.case.name: kept(load(r.exact)).float() for r in of_methods}
             _save(f"exact.{dtype}", exact)
             for run in (run for run in runs if run.structural):
-                samples[run.case.name] = sampled(load(run.kit))
+                samples[run.case.name] = sampled(run.kit)
                 told[run.case.name] = described(run.kit)
         _save("structures", samples)
         (RECORDED / "structures.json").write_text(json.dumps(told, separators=(",", ":")) + "\n")
