@@ -37,7 +37,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 # Methods that look at one element at a time: for these it does not matter what lies in one tensor.
 ELEMENTWISE = ("linear", "task_arithmetic", "passthrough", "nearswap", "ram")
 # Ulps that an output may miss its rule by, given what it kept: mergekit sums magnitudes in fp32.
-RULED = {"mergekern": 2.0, "mergekit": 32.0}
+RULED = {"mergekern": 4.0, "mergekit": 32.0}
 UNREAD = ("not read yet", "cannot be merged yet", "want one recipe", "no Gram matrix")  # so far
 
 
