@@ -38,7 +38,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 ELEMENTWISE = ("linear", "task_arithmetic", "passthrough", "nearswap", "ram")
 # Ulps that an output may miss its rule by, given what it kept: mergekit sums magnitudes in fp32.
 RULED = {"mergekern": 4.0, "mergekit": 32.0}
-UNREAD = ("not read yet", "cannot be merged yet", "want one recipe", "no Gram matrix")  # so far
+UNREAD = ("cannot be merged yet", "no Gram matrix")  # what is not done so far
 
 
 @dataclass
