@@ -191,19 +191,20 @@ def _tensor(
 def operands_of(
     case: Case, inputs: Mapping[str, torch.Tensor], want: torch.Tensor
 ) -> list[torch.Tensor]:
-    """The numbers that an element is made of: the inputs, what is added to the base, and its terms,
-    which weights and rescaling (by 1/density at the most) may make larger than any input."""
+    """The numbers that an element is made of: the inputs, what is added to the base, and the sum of
+    its terms, which weights and rescaling (by 1/density at the most) may make larger than these."""
     operands = list(inputs.values())
     if "base" not in inputs:
         return operands
     base = inputs["base"].double()
     operands.append(want.double() - base)
     rescaled = case.documents[0].get("parameters", {}).get("rescale")
+    total = torch.zeros_like(base)
     for entry in case.documents[0]["models"]:
         given = entry.get("parameters", {})
-        scale = given.get("weight", 1.0) / (given.get("density", 1.0) if rescaled else 1.0)
-        operands.append(scale * (inputs[entry["model"]].double() - base))
-    return operands
+        scale = given.get("weight", 1.0) / ((given.get("density") or 1.0) if rescaled else 1.0)
+        total += (scale * (inputs[entry["model"]].double() - base)).abs()
+    return [*operands, total]
 
 
 def _models(run: Run) -> set[str]:
