@@ -55,3 +55,17 @@ def test_every_part_gives_its_figures(tmp_path: Path) -> None:
             spread = row["rounds"]
             assert math.isfinite(row["measured"]), row["what"]
             assert spread["min"] <= spread["median"] <= spread["max"], row["what"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (ROOT / ".venv-parity/bin/mergekit-yaml").exists(), reason="mergekit is not installed"
+)
+def test_both_tools_side_by_side(tmp_path: Path) -> None:
+    written = tmp_path / "versus.json"
+    command = [sys.executable, "bench/versus.py", "--quick", "--only", "linear"]
+    command += ["--scratch", str(tmp_path), "--json", str(written)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=600)
+    rows = json.loads(written.read_text())["parts"]["linear"]
+    assert [row["unit"] for row in rows][:3] == ["× faster", "× faster", "× less"]
+    assert all(math.isfinite(row["measured"]) and row["measured"] > 0 for row in rows)

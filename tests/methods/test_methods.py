@@ -145,9 +145,10 @@ def test_elected_weights_may_cancel() -> None:
 @pytest.mark.parametrize(
     ("method", "parameters", "message"),
     [
-        ("ties", {"density": -0.1}, r"^density is -0.1; want a number in \[0, 1\]"),
+        ("ties", {"density": -0.5}, r"^density is -0.5; want a number in \[0, 1\]"),
         ("ties", {"density": [0.5, 1.5]}, r"model org/b: density is 1.5; want a number in"),
         ("breadcrumbs", {"gamma": 1.1}, r"gamma is 1.1; want a number in \[0, 1\]"),
+        ("ties", {"normalize": 0.5}, "normalize is 0.5; want true or false"),
         ("ties", {"lambda": "inf"}, "lambda is 'inf'; want a finite number"),
         ("ties", {"weight": float("nan")}, "weight is nan; want a finite number"),
         ("ties", {"weight": True}, "weight is True; want a finite number"),
@@ -157,7 +158,6 @@ def test_elected_weights_may_cancel() -> None:
         ("ties", {"elect": "loudest"}, "elect is 'loudest'; want one of mass, count"),
         ("ties", {"lambda": 1, "lambda_": 2}, "lambda is given twice"),
         ("ties", {"normalize": "maybe"}, "normalize is 'maybe'; want true or false"),
-        ("ties", {"normalize": 0.5}, "normalize is 0.5; want true or false"),
         ("dare_ties", {"seed": -1}, "seed is -1; want a whole number"),
         ("dare_ties", {"seed": 1.5}, "seed is 1.5; want a whole number"),
     ],

@@ -38,7 +38,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 ELEMENTWISE = ("linear", "task_arithmetic", "passthrough", "nearswap", "ram")
 # Ulps that an output may miss its rule by, given what it kept: mergekit sums magnitudes in fp32.
 RULED = {"mergekern": 4.0, "mergekit": 32.0}
-UNREAD = ("not read yet", "cannot be merged yet", "want one recipe", "no Gram matrix")  # so far
+UNREAD = ("cannot be merged yet", "no Gram matrix")  # what is not done so far
 
 
 @dataclass
@@ -182,18 +182,29 @@ def _tensor(
     hang = edges(run.case, own) if aligned else {}
     if "experts" in name and run.architecture == "qwen3-moe" and run.case.method not in ELEMENTWISE:
         hang["f"] = torch.ones(want.shape, dtype=torch.bool).numpy()
-    operands = operands_of(own, want) if aligned else []
+    operands = operands_of(run.case, own, want) if aligned else []
     each = difference(got, want, operands=operands, exact=exact, edges=hang, dtype=dtype)
     found.add(each)
     return found
 
 
-def operands_of(inputs: Mapping[str, torch.Tensor], want: torch.Tensor) -> list[torch.Tensor]:
-    """The inputs, and what is added to the base, which weights may make larger than any of them."""
+def operands_of(
+    case: Case, inputs: Mapping[str, torch.Tensor], want: torch.Tensor
+) -> list[torch.Tensor]:
+    """The numbers that an element is made of: the inputs, what is added to the base, and the sum of
+    its terms, which weights and rescaling (by 1/density at the most) may make larger than these."""
     operands = list(inputs.values())
-    if "base" in inputs:
-        operands.append(want.double() - inputs["base"].double())
-    return operands
+    if "base" not in inputs:
+        return operands
+    base = inputs["base"].double()
+    operands.append(want.double() - base)
+    rescaled = case.documents[0].get("parameters", {}).get("rescale")
+    total = torch.zeros_like(base)
+    for entry in case.documents[0]["models"]:
+        given = entry.get("parameters", {})
+        scale = given.get("weight", 1.0) / ((given.get("density") or 1.0) if rescaled else 1.0)
+        total += (scale * (inputs[entry["model"]].double() - base)).abs()
+    return [*operands, total]
 
 
 def _models(run: Run) -> set[str]:

@@ -71,7 +71,7 @@ def test_methods(
             difference(
                 got[name],
                 want,
-                operands=operands_of(inputs, want),
+                operands=operands_of(case, inputs, want),
                 exact=exact[name],
                 edges=edges(case, inputs),
                 dtype=got[name].dtype,
