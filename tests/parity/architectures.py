@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from small_tokenizers import EXTRA, tokenizer_of
 from transformers import PretrainedConfig, PreTrainedModel
-from vocabularies import EXTRA, tokenizer_of
 
 WEIGHTS, NOISE = 0.02, 1e-3
 SEEDS = {"base": 0, "a": 1, "b": 2, "c": 3, "wide": 4, "other": 5, "far": 9}
