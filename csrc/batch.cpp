@@ -63,7 +63,8 @@ class Cursor {
                     experts_.data(),
                     static_cast<int32_t>(count),
                     batch_.offset[tile],
-                    batch_.numel[tile]};
+                    batch_.numel[tile],
+                    false};
     if (batch_.windows) trim(tile, here);
     return here;
   }

@@ -23,10 +23,11 @@ struct Inputs {
   std::vector<Expert> experts;
   Tile tile;
 
-  Inputs(uintptr_t base, DType base_dtype, std::vector<Expert> list, int64_t offset, int64_t numel)
+  Inputs(uintptr_t base, DType base_dtype, std::vector<Expert> list, int64_t offset, int64_t numel,
+         bool together)
       : experts(std::move(list)),
         tile{at(base), base_dtype, experts.data(), static_cast<int32_t>(experts.size()),
-             offset,   numel} {}
+             offset,   numel,      together} {}
   Inputs(const Inputs&) = delete;
 
   static const void* at(uintptr_t address) { return reinterpret_cast<const void*>(address); }
@@ -88,7 +89,7 @@ std::vector<std::string> names_of_instruction_sets() {
 }
 
 Expert make_expert(uintptr_t data, DType dtype, uint32_t index, double coef, double vote,
-                   double share, const Cuts& window, uint64_t keep_below) {
+                   double share, const Cuts& window, uint64_t keep_below, uintptr_t mask) {
   Expert e{};
   e.data = pointer<void>(data);
   e.dtype = dtype;
@@ -100,6 +101,7 @@ Expert make_expert(uintptr_t data, DType dtype, uint32_t index, double coef, dou
   e.trim = trims(e.window);
   e.drop = keep_below <= UINT32_MAX;
   e.keep_below = static_cast<uint32_t>(keep_below);
+  e.mask = pointer<uint8_t>(mask);
   return e;
 }
 
@@ -150,6 +152,19 @@ void bind_operations(py::module_& m) {
       "masked_sums",
       [](const How& how, const FusedOp& op, const Inputs& inputs, uintptr_t out) {
         masked_sums(how, op, inputs.tile, pointer<double>(out));
+      },
+      Released());
+  m.def(
+      "energies",
+      [](const How& how, const FusedOp& op, const Inputs& inputs, uintptr_t out) {
+        energies(how, op, inputs.tile, pointer<double>(out));
+      },
+      Released());
+  m.def(
+      "prune",
+      [](const How& how, const Pruning& rows, const std::vector<Odds>& odds, const Inputs& inputs,
+         const std::vector<uintptr_t>& masks) {
+        prune(how, rows, odds, inputs.tile, pointers<uint8_t>(masks));
       },
       Released());
   m.def(
@@ -225,6 +240,9 @@ PYBIND11_MODULE(_C, m) {
       .value("none", Elect::none)
       .value("mass", Elect::mass)
       .value("count", Elect::count);
+  py::enum_<TrimBy>(m, "TrimBy")
+      .value("magnitude", TrimBy::magnitude)
+      .value("variance", TrimBy::variance);
   py::enum_<Combine>(m, "Combine")
       .value("sum", Combine::sum)
       .value("mean", Combine::mean)
@@ -232,16 +250,29 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Expert>(m, "Expert")
       .def(py::init(&make_expert), py::kw_only(), py::arg("data"), py::arg("dtype"),
            py::arg("index"), py::arg("coef"), py::arg("vote"), py::arg("share"), py::arg("window"),
-           py::arg("keep_below"));
+           py::arg("keep_below"), py::arg("mask") = 0);
   py::class_<FusedOp>(m, "FusedOp")
       .def(py::init([](Rule rule, Elect elect, Combine combine, double scale, double divisor,
-                       uint64_t seed, uint32_t name_hash, bool ballots_are_values) {
+                       uint64_t seed, uint32_t name_hash, bool ballots_are_values, TrimBy trim_by,
+                       double least) {
              return FusedOp{rule,    elect, combine,   scale,
-                            divisor, seed,  name_hash, ballots_are_values};
+                            divisor, seed,  name_hash, ballots_are_values,
+                            trim_by, least};
            }),
            py::kw_only(), py::arg("rule"), py::arg("elect"), py::arg("combine"), py::arg("scale"),
-           py::arg("divisor"), py::arg("seed"), py::arg("name_hash"),
-           py::arg("ballots_are_values"));
+           py::arg("divisor"), py::arg("seed"), py::arg("name_hash"), py::arg("ballots_are_values"),
+           py::arg("trim_by") = TrimBy::magnitude, py::arg("least") = 0.0);
+  py::class_<Odds>(m, "Odds").def(py::init([](uint32_t index, uint64_t smallest, uint64_t largest) {
+                                    return Odds{index, smallest, largest};
+                                  }),
+                                  py::kw_only(), py::arg("index"), py::arg("smallest"),
+                                  py::arg("largest"));
+  py::class_<Pruning>(m, "Pruning")
+      .def(py::init([](int64_t length, int64_t stride, uint64_t seed, uint32_t name_hash) {
+             return Pruning{length, stride, seed, name_hash};
+           }),
+           py::kw_only(), py::arg("length"), py::arg("stride"), py::arg("seed"),
+           py::arg("name_hash"));
   py::class_<Bracket>(m, "Bracket")
       .def(py::init([](int32_t expert, uint64_t low, uint32_t shift, uint64_t bins) {
              return Bracket{expert, low, shift, bins};
@@ -252,9 +283,9 @@ PYBIND11_MODULE(_C, m) {
                                 }),
                                 py::kw_only(), py::arg("isa"), py::arg("threads"), py::arg("wide"));
   py::class_<Inputs>(m, "Inputs")
-      .def(py::init<uintptr_t, DType, std::vector<Expert>, int64_t, int64_t>(), py::kw_only(),
+      .def(py::init<uintptr_t, DType, std::vector<Expert>, int64_t, int64_t, bool>(), py::kw_only(),
            py::arg("base"), py::arg("base_dtype"), py::arg("experts"), py::arg("offset"),
-           py::arg("numel"));
+           py::arg("numel"), py::arg("together") = false);
   py::class_<Found>(m, "Found")
       .def_readonly("non_finite", &Found::non_finite)
       .def_readonly("overflow", &Found::overflow);

@@ -154,6 +154,12 @@ MK_HD Work guarded(Work denominator) {
   return denominator == 0 ? Work(1) : denominator;
 }
 
+// Not below `least`, where there is one.
+template <typename Work>
+MK_HD Work at_least(Work denominator, Work least) {
+  return (least != 0) & (denominator < least) ? least : denominator;
+}
+
 template <typename Work>
 MK_HD Work finish(Work base, Work mixed, Work scale) {
   const Work scaled = scale * mixed;

@@ -8,6 +8,7 @@ enum class DType : int32_t { f64, f32, f16, bf16 };
 enum class Rule : int32_t { task_vector, linear_combination };
 enum class Elect : int32_t { none, mass, count };
 enum class Combine : int32_t { sum, mean, max };
+enum class TrimBy : int32_t { magnitude, variance };
 
 // Magnitudes are the bits of |d|; the cuts move up by one behind their last index.
 struct Window {
@@ -32,6 +33,7 @@ struct Expert {
   double coef, vote, share;
   Window window;
   uint32_t keep_below;
+  const uint8_t* mask;  // a bit per element of the tile, or null
 };
 
 struct FusedOp {
@@ -42,6 +44,21 @@ struct FusedOp {
   uint64_t seed;
   uint32_t name_hash;
   bool ballots_are_values;  // every vote equals its coef: the election looks at the values
+  TrimBy trim_by;
+  double least;  // of denominators; 0 for any
+};
+
+// A random drop by rank within rows.
+struct Odds {
+  uint32_t index;
+  uint64_t smallest, largest;  // bounds of the coin for the smallest and the largest of a row
+};
+
+struct Pruning {
+  int64_t length, stride;  // of a row, and between its elements
+  uint64_t seed;
+  uint32_t name_hash;
+  int64_t panel() const { return length * stride; }
 };
 
 // K experts and a base (null for linear_combination), from element `offset` of their tensor on.
@@ -52,6 +69,7 @@ struct Tile {
   int32_t count;
   int64_t offset;
   int64_t numel;
+  bool together;  // what is looked at is the variance of all deltas
 };
 
 struct Bracket {

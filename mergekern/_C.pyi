@@ -18,6 +18,10 @@ class Combine:
     mean: Combine
     max: Combine
 
+class TrimBy:
+    magnitude: TrimBy
+    variance: TrimBy
+
 _Cuts = tuple[int, int, int, int]  # lo, lo_last, hi, hi_last
 
 class Expert:
@@ -32,6 +36,7 @@ class Expert:
         share: float,
         window: _Cuts,
         keep_below: int,
+        mask: int = 0,
     ) -> None: ...
 
 class FusedOp:
@@ -46,7 +51,15 @@ class FusedOp:
         seed: int,
         name_hash: int,
         ballots_are_values: bool,
+        trim_by: TrimBy = ...,
+        least: float = 0.0,
     ) -> None: ...
+
+class Odds:
+    def __init__(self, *, index: int, smallest: int, largest: int) -> None: ...
+
+class Pruning:
+    def __init__(self, *, length: int, stride: int, seed: int, name_hash: int) -> None: ...
 
 class Bracket:
     def __init__(self, *, expert: int, low: int, shift: int, bins: int) -> None: ...
@@ -56,7 +69,14 @@ class How:
 
 class Inputs:
     def __init__(
-        self, *, base: int, base_dtype: DType, experts: list[Expert], offset: int, numel: int
+        self,
+        *,
+        base: int,
+        base_dtype: DType,
+        experts: list[Expert],
+        offset: int,
+        numel: int,
+        together: bool = False,
     ) -> None: ...
 
 BLOCK: int
@@ -107,6 +127,8 @@ def count(
     chunks: list[int],
 ) -> list[int]: ...
 def masked_sums(how: How, op: FusedOp, inputs: Inputs, out: int) -> None: ...
+def energies(how: How, op: FusedOp, inputs: Inputs, out: int) -> None: ...
+def prune(how: How, rows: Pruning, odds: list[Odds], inputs: Inputs, masks: list[int]) -> None: ...
 def gram(how: How, inputs: Inputs, out: int) -> None: ...
 def magnitudes(how: How, inputs: Inputs, expert: int, out: int) -> None: ...
 def all_finite(address: int, dtype: DType, numel: int, threads: int) -> bool: ...

@@ -21,7 +21,7 @@ from mergekern.sampling import most_open, sample_size
 from mergekern.sizes import format_size
 from mergekern.spec import Spec
 from mergekern.survey import LONGEST
-from mergekern.tiles import TILE_ALIGN
+from mergekern.tiles import TILE_ALIGN, alignments
 
 MIB = 1 << 20
 RUNTIME_CAP = 512 * MIB  # a notebook that already holds models must not be refused for it
@@ -37,6 +37,7 @@ _REFERENCE_FIXED, _REFERENCE_EXPERT = 256, 24
 
 # What plain torch holds at once for an element of a piece, in doubles.
 FUNCTION_FIXED, FUNCTION_EXPERT = 16, 4
+PRUNING = 40  # bytes that ranking an element takes
 
 _POSITIVE = (1 << 63) - 1  # all bits of an int64 but the sign's
 
@@ -112,6 +113,7 @@ class _Outputs:
     inputs, outputs: how many;  written: bytes of an element of all outputs
     widest:          bytes of an element of an input, as wide as it can be
     whole:           numbers of the whole tensor are needed first
+    align:           tiles start at multiples of it
     """
 
     numel: np.ndarray
@@ -120,11 +122,12 @@ class _Outputs:
     written: np.ndarray
     widest: np.ndarray
     whole: np.ndarray
+    align: np.ndarray
 
     @property
     def least(self) -> np.ndarray:
         """Buffers of the smallest tile of each."""
-        return self.unit(np.minimum(self.numel, TILE_ALIGN), self.widest)
+        return self.unit(np.minimum(self.numel, self.align), self.widest)
 
     def unit(self, elements: np.ndarray, input_itemsize: float | np.ndarray) -> np.ndarray:
         """Buffers of some elements of each: the inputs and the outputs."""
@@ -145,7 +148,8 @@ def _outputs(plans: Sequence[Plan]) -> _Outputs:
         written[row] += plan.columns.itemsize
         widest[row] = np.maximum(widest[row], width[plan.columns.kind])
         whole[row] |= np.array(first, bool)[plan.columns.kind]
-    return _Outputs(numel, _inputs(plans, rows, len(names)), outputs, written, widest, whole)
+    align = alignments(plans, rows, len(names))
+    return _Outputs(numel, _inputs(plans, rows, len(names)), outputs, written, widest, whole, align)
 
 
 def _inputs(plans: Sequence[Plan], rows: Sequence[np.ndarray], count: int) -> np.ndarray:
@@ -167,6 +171,7 @@ def _inputs(plans: Sequence[Plan], rows: Sequence[np.ndarray], count: int) -> np
 def _useful(outputs: _Outputs, itemsize: float, tile: int | None) -> int:
     """What the plans can make use of: enough units in flight, or everything at once."""
     longest = tile or max(TILE_ALIGN, int(TILE_BYTES / itemsize))
+    longest = np.maximum(longest, outputs.align)
     most = UNITS * outputs.unit(np.minimum(outputs.numel, longest), itemsize)
     entire = outputs.unit(outputs.numel, itemsize)
     if tile is None:
@@ -199,6 +204,15 @@ def _scratch(plan: Plan, tile: int | None, lanes: int) -> int:
         if step.spec is not None and step.spec.function is not None:
             kernel = max(kernel, _function(step, lanes))
             selection = max(selection, _survey(step, lanes))
+        if step.spec is not None and step.spec.select < 1:
+            open_ = most_open(step.numel, 1) * open_element(step)
+            selection = max(selection, _finding(step.numel, lanes, 1) + open_)
+            chunks += alike * (step.numel // CHUNK * 8 * 2)
+        if step.spec is not None and step.spec.prunes:
+            # Masks of what is held whole, and what a thread knows of a panel.
+            kernel = max(kernel, (step.numel + 4 * TILE_BYTES) // 8 * experts)
+            panel = min(step.numel, step.spec.panel(step.shape)) + 2 * CHUNK
+            kernel += lanes * panel * PRUNING
         if tile is not None:
             per_element = _REFERENCE_FIXED + _REFERENCE_EXPERT * experts
             kernel = max(kernel, min(step.numel, tile) * per_element)
@@ -234,7 +248,11 @@ def _examples(plan: Plan) -> Iterator[tuple[Step, int]]:
 def _selection(spec: Spec, numel: int, lanes: int) -> int:
     """What finding thresholds over `numel` elements takes: a sample, then what it leaves open or,
     where it misled, counters."""
-    searches = _searches(spec)
+    return _finding(numel, lanes, _searches(spec))
+
+
+def _finding(numel: int, lanes: int, searches: int) -> int:
+    """The same for so many thresholds at once."""
     bins = min(MOST_BINS, max(1 << 12, numel // 8))
     tallies = 8 * (min(COUNTERS, bins * lanes * searches) + 4 * bins)
     return max(tallies, sample_size(numel) * (12 * searches + 40))

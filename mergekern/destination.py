@@ -20,7 +20,6 @@ from mergekern.output import OutputFolder
 from mergekern.plan import Plan
 from mergekern.speculation import Bet
 from mergekern.table import Target
-from mergekern.tiles import TILE_ALIGN
 from mergekern.trimming import Windows
 from mergekern.units import Ranges, all_of
 
@@ -193,18 +192,20 @@ def _beyond(covered: Coverage, target: Target, whole: np.ndarray) -> Ranges:
         if missing and whole[row]:
             ranges.append((row, 0, numel))
         else:
-            ranges += [(row, *found) for found in _widened(missing, size, numel)]
+            align = int(target.align[row])
+            ranges += [(row, *found) for found in _widened(missing, size, numel, align)]
     columns = np.array(ranges, np.int64).reshape(-1, 3).T
     return Ranges(*columns)
 
 
-def _widened(missing: list[tuple[int, int]], itemsize: int, numel: int) -> list[tuple[int, int]]:
+def _widened(
+    missing: list[tuple[int, int]], itemsize: int, numel: int, align: int
+) -> list[tuple[int, int]]:
     """Byte ranges of an output tensor as ranges of elements that tiles can begin at."""
     found: list[tuple[int, int]] = []
     for first, last in missing:
-        start = first // itemsize // TILE_ALIGN * TILE_ALIGN
-        reach = itemsize * TILE_ALIGN
-        stop = min(numel, -(-last // reach) * TILE_ALIGN)
+        start = first // itemsize // align * align
+        stop = min(numel, -(-last // (itemsize * align)) * align)
         if found and start <= found[-1][1]:
             start = found.pop()[0]
         found.append((start, stop))

@@ -4,7 +4,9 @@ With base b, experts x_1 … x_K and the element's index i, `task_vector` comput
 and rounding every product and sum,
 
     d_k  = x_k - b                                        delta
-    d_k  = 0 unless window_k holds |d_k| at i             trim
+    d_k  = 0 unless bit i of mask_k is set                mask, where the tile has one
+    d_k  = 0 unless window_k holds |d_k| at i             trim  (trim_by = "magnitude")
+           0 unless window_k holds var(d) at i            trim  (trim_by = "variance")
     d_k  = 0 unless coin(seed, name, k, i) < keep_k       drop
     v_k  = d_k * coef_k                                   value
     u_k  = d_k * vote_k                                   ballot
@@ -14,9 +16,11 @@ and rounding every product and sum,
     a_k  = u_k has sign m       (all true when elect = "none")
     num  = sum_k a_k v_k        (combine = "sum" or "mean")
            the a_k v_k of largest magnitude, the first on a tie  (combine = "max")
-    den  = sum_k a_k share_k, 1 where that is 0   (combine = "mean"), `divisor` otherwise
+    den  = sum_k a_k share_k, 1 where that is 0, at least `least`   (combine = "mean")
+           `divisor` otherwise
     out  = b + scale * (num / den)
 
+with var(d) = (sum_k (d_k - (sum_k d_k) / K)^2) / K of the deltas as they are, masked or not.
 `linear_combination` computes out = (sum_k coef_k x_k) / divisor, without a base, and `function`
 what a function over tensors makes of them; see function.py.
 """
@@ -35,6 +39,7 @@ from mergekern.function import Found, Function
 Rule = Literal["task_vector", "linear_combination", "function"]
 Elect = Literal["none", "mass", "count"]
 Combine = Literal["sum", "mean", "max"]
+TrimBy = Literal["magnitude", "variance"]
 
 EVERY_INDEX = 2**63 - 1
 KEEP_ALL = 2**32  # a coin is a number below 2**32
@@ -78,10 +83,47 @@ class ExpertScalars:
 
 
 @dataclass(frozen=True)
+class Odds:
+    """How likely one expert's deltas are kept: bounds of the coin, see Pruning. `index` is its
+    place in the recipe: the k of its coin. Not less likely the larger they are."""
+
+    index: int
+    smallest: int = KEEP_ALL
+    largest: int = KEEP_ALL
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """A random drop whose odds go by rank within rows: it gives the masks of a tile.
+
+    A row has `length` elements, `stride` apart: element i of a tensor belongs to row
+    (i // (length * stride), i % stride). By magnitude, and by place where those are equal, its
+    elements have ranks r = 0 … length - 1, and bit i of mask_k is set where d_k is not 0 and
+
+        coin(seed, name, k, i) < smallest_k + (largest_k - smallest_k) r // (length - 1)
+
+    in whole numbers; the middle of both, rounded down, is the bound of a row of one element.
+    """
+
+    odds: tuple[Odds, ...]
+    length: int
+    stride: int = 1
+    seed: int = 0
+    name_hash: int = 0
+    work: torch.dtype = torch.float32
+
+    @property
+    def panel(self) -> int:
+        """Elements of the rows that lie among one another: tiles are cut between them."""
+        return self.length * self.stride
+
+
+@dataclass(frozen=True)
 class FusedOp:
     """One fused pass over one tensor. Scalars are rounded to `work` before use.
 
     function, found: of the rule "function", and what its survey found
+    pruning: what gives the masks of tiles that come without
     """
 
     rule: Rule
@@ -95,16 +137,27 @@ class FusedOp:
     work: torch.dtype = torch.float32
     function: Function | None = None
     found: Found = field(default_factory=dict)
+    trim_by: TrimBy = "magnitude"
+    least: float = 0.0  # of denominators; 0 for any
+    pruning: Pruning | None = None
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A run of consecutive elements of one tensor: base and experts, flat, of any float dtypes."""
+    """A run of consecutive elements of one tensor: base and experts, flat, of any float dtypes.
+
+    masks:    uint8 [ceil(numel / 8)] per expert, None for one that is not masked; element i of the
+              tile is bit i % 8 of byte i // 8. Empty where none is
+    together: what is looked at (magnitudes, counts, guesses) is the variance of all deltas, as if
+              it were the delta of one expert
+    """
 
     tensor: str
     offset: int  # index of the first element within its tensor
     base: torch.Tensor | None
     experts: tuple[torch.Tensor, ...]
+    masks: tuple[torch.Tensor | None, ...] = ()
+    together: bool = False
 
     @property
     def numel(self) -> int:

@@ -9,7 +9,7 @@ lambda, weights or elections looks for its thresholds once.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,7 +24,7 @@ from mergekern.onepass import Merging, OnePass
 from mergekern.plan import Plan, Step
 from mergekern.small import merge_small
 from mergekern.sources import Resident
-from mergekern.statistics import Numbers, fused_op, numbers_of
+from mergekern.statistics import Numbers, fused_op, numbers_of, pruned
 from mergekern.tiles import TILE_ALIGN, cut
 from mergekern.trimming import Windows, exact_windows
 
@@ -142,7 +142,7 @@ class _Batch:
             Merging({step.name: step for step in steps}, job.flat(steps), {})
             for job, steps in parts
         ]
-        self._ops: tuple[int, list[FusedOp]] = (-1, [])
+        self._ops: tuple[int, list[tuple[FusedOp, Tile]]] = (-1, [])
         self._windows: Windows = {}
         self._one_pass: OnePass | None = None
         tensors = Resident(zip(self._steps, self._tiles, strict=True))
@@ -158,15 +158,17 @@ class _Batch:
         stop = min(stop, step.numel)
         if start >= stop:
             return
-        tile = whole if stop - start == step.numel else cut(whole, start, stop)
+        entire = stop - start == step.numel
+        tile = whole if entire else cut(whole, start, stop)
         if step.action == "copy":
             self._copy(step, tile)
         elif self._one_pass is not None:
             self._one_pass.take(step, whole, tile)
         else:
-            for merge, op in zip(self._merges, self._ops_of(place), strict=True):
+            for merge, (op, masked) in zip(self._merges, self._ops_of(place), strict=True):
                 out = merge.outs[step.name][start:stop]
-                merge.note(step.name, self._backend.fuse(op, tile, out))
+                piece = masked if entire else cut(masked, start, stop)
+                merge.note(step.name, self._backend.fuse(op, piece, out))
 
     def finish(self) -> None:
         """Set right what is left open; raise for what must not be merged."""
@@ -182,14 +184,15 @@ class _Batch:
         for merge in self._merges:
             merge.outs[step.name][tile.offset : tile.offset + tile.numel] = tile.experts[0]
 
-    def _ops_of(self, place: int) -> list[FusedOp]:
-        """The pieces of a tensor follow each other, and share their ops."""
+    def _ops_of(self, place: int) -> list[tuple[FusedOp, Tile]]:
+        """The op of each merge, and the whole tensor with its masks. The pieces of a tensor follow
+        each other, and share them."""
         if self._ops[0] != place:
             self._ops = (place, self._make_ops(place))
         return self._ops[1]
 
-    def _make_ops(self, place: int) -> list[FusedOp]:
-        name = self._steps[place].name
+    def _make_ops(self, place: int) -> list[tuple[FusedOp, Tile]]:
+        name, whole = self._steps[place].name, self._tiles[place]
         windows = self._windows.get(name)
         known: dict[Hashable, Numbers] = {}
         ops = []
@@ -198,9 +201,11 @@ class _Batch:
             assert step.spec is not None, f"{name}: not a merge step"
             asks = step.spec.asks
             if asks not in known:
-                tensor = Resident([(step, self._tiles[place])])
+                tensor = Resident([(step, whole)])
                 known[asks] = numbers_of(self._backend, tensor, windows)
-            ops.append(fused_op(step, windows, known[asks]))
+            op = fused_op(step, windows, known[asks])
+            masked = replace(whole, masks=known[asks].masks)
+            ops.append((op, pruned(self._backend, op, masked)))
         return ops
 
 

@@ -20,7 +20,7 @@ from mergekern.plan import Step
 from mergekern.shared import Shared
 from mergekern.sources import Reel
 from mergekern.spill import SpilledDoubts
-from mergekern.statistics import fused_op
+from mergekern.statistics import fused_op, pruned
 from mergekern.stream import CHUNK, Flight, Pipeline
 from mergekern.table import Target
 from mergekern.trialpass import TrialPass
@@ -205,7 +205,8 @@ class Member:
             op = self._shared_op(int(self.target.kind[row]), step)
             found = self._backend.fuse(op, tile, out)
         elif self._op is not None and self._op[0] == row:  # one of many tiles
-            found = self._backend.fuse(self._op[1], tile, out)
+            op = self._op[1]
+            found = self._backend.fuse(op, pruned(self._backend, op, tile), out)
         else:
             found = self._shared.fuse(self.target, row, tile, out, self._known(step))
         check_findings(self._plan, checkpoints, step, found)

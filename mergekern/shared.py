@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,12 +11,12 @@ import torch
 from mergekern.backends import Backend
 from mergekern.budget import open_element
 from mergekern.doubts import Doubts
-from mergekern.fused import Findings, FusedOp, Tile
+from mergekern.fused import Findings, FusedOp, Tile, Window
 from mergekern.onepass import Merging, OnePass
 from mergekern.plan import Step
 from mergekern.sampling import Sample, draw
 from mergekern.sources import Resident
-from mergekern.statistics import Numbers, fused_op, numbers_of
+from mergekern.statistics import Numbers, fused_op, numbers_of, pruned
 from mergekern.table import Target
 from mergekern.tiles import Tensors
 from mergekern.trimming import Windows, exact_windows
@@ -80,8 +81,10 @@ class Shared:
         key = _trimmed(target, np.array([row]))
         known = windows is not None or key in self._windows
         if known or step.spec is None or not step.spec.one_pass:
-            op = self.op(target, row, tensors, windows)
-            return self._backend.fuse(op, tile, out)
+            mine, numbers = self._numbers_of(target, row, tensors, windows)
+            op = fused_op(step, mine, numbers)
+            masked = pruned(self._backend, op, replace(tile, masks=numbers.masks))
+            return self._backend.fuse(op, masked, out)
         merge = Merging({step.name: step}, {step.name: out}, {})
         one_pass = OnePass(self._backend, tensors, [merge], self._room(tensors.steps))
         one_pass.take(step, tile, tile)
@@ -92,6 +95,12 @@ class Shared:
         self, target: Target, row: int, tensors: Tensors, windows: Windows | None = None
     ) -> FusedOp:
         """The op of one tensor; windows: where they are known already."""
+        return fused_op(target.steps[row], *self._numbers_of(target, row, tensors, windows))
+
+    def _numbers_of(
+        self, target: Target, row: int, tensors: Tensors, windows: Windows | None
+    ) -> tuple[tuple[Window, ...], Numbers]:
+        """What the op of one tensor is made of."""
         step, rows = target.steps[row], np.array([row])
         if windows is None:
             windows = self.windows(target, rows, tensors)
@@ -100,7 +109,7 @@ class Shared:
         key = (_read(target, rows), mine, step.spec.asks)
         if key not in self._numbers:
             self._numbers[key] = numbers_of(self._backend, tensors, mine)
-        return fused_op(step, mine, self._numbers[key])
+        return mine, self._numbers[key]
 
     def _room(self, steps: Sequence[Step]) -> int:
         """How many open elements there may be."""

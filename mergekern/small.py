@@ -94,7 +94,7 @@ def _limits(plan: Plan, backend: Backend) -> np.ndarray:
     examples = plan.columns.of_kinds(plan.steps)
     for kind, step in enumerate(examples):
         spec = step.spec
-        if spec is None or spec.asks is not None or not spec.batched:
+        if spec is None or spec.asks is not None or spec.prunes or not spec.batched:
             continue
         if spec.whole_model:
             limits[kind] = backend.ranked if backend.together else 0

@@ -6,7 +6,8 @@ per expert that takes part in the tensor, in recipe order.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import math
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -30,6 +31,9 @@ class Spec:
     asked for. With a geometry, coefficients come from it and not from weights; a linear_combination
     of a step that has a base is one of deltas, and the base is added to it.
     function: of the rule "function", for which all else is left as it is.
+    With epsilon the drop goes by rank within rows: keep is the middle of its odds, epsilon what
+    they are off at the ends. select keeps the places where the deltas' variance is largest, that
+    fraction of those where it is not 0. With by_energy a delta's mean square is its weight.
     What follows from them is found out once, as all tensors with equal parameters share a spec.
     """
 
@@ -49,6 +53,29 @@ class Spec:
     seed: int = 0
     geometry: Geometry | None = None
     function: Function | None = None
+    epsilon: tuple[float, ...] = ()
+    select: float = 1.0
+    by_energy: bool = False
+
+    @cached_property
+    def prunes(self) -> bool:
+        """True when a random drop goes by rank within rows."""
+        return bool(self.epsilon) and self.drops
+
+    @cached_property
+    def drops(self) -> bool:
+        return any(keep < 1 for keep in self.keep)
+
+    def rows(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Length and stride of the rows of a tensor: they run along its second dimension, and are
+        all of a vector."""
+        if len(shape) < 2:
+            return math.prod(shape), 1
+        return shape[1], math.prod(shape[2:])
+
+    def panel(self, shape: Sequence[int]) -> int:
+        """Elements of a tensor that cannot be merged apart."""
+        return max(1, math.prod(self.rows(shape))) if self.prunes else 1
 
     @cached_property
     def trims(self) -> bool:
@@ -67,12 +94,15 @@ class Spec:
     @cached_property
     def whole_tensor(self) -> bool:
         """True when numbers of the whole tensor are needed before its first element is merged."""
-        return self.asks is not None or (self.trims and self.scope == "tensor")
+        if self.asks is not None or self.prunes:
+            return True
+        return self.trims and self.scope == "tensor"
 
     @cached_property
     def ranked(self) -> bool:
         """True when nothing but its own thresholds has to be known of a tensor."""
-        return self.trims and self.scope == "tensor" and self.asks is None
+        plain = self.asks is None and not self.prunes
+        return self.trims and self.scope == "tensor" and plain
 
     @cached_property
     def batched(self) -> bool:
@@ -86,9 +116,8 @@ class Spec:
         Not where all of an output hangs on them, as with the l1 rescale; nor with coins, which go
         by places; nor where outliers are cut off at a magnitude that is kept whole.
         """
-        drops = any(keep < 1 for keep in self.keep)
         kept_whole = self.ties == "keep" and any(self.gamma)
-        return self.trims and not (drops or kept_whole) and self.asks is None
+        return self.trims and not (self.drops or kept_whole) and self.asks is None
 
     @cached_property
     def asks(self) -> Hashable:
@@ -99,10 +128,12 @@ class Spec:
         """
         if self.geometry is not None:
             return "gram"
-        if self.rescale == "l1" and (self.trims or any(keep < 1 for keep in self.keep)):
-            return ("l1", self.keep, self.seed)
+        if self.rescale == "l1" and (self.trims or self.drops):
+            return ("l1", self.keep, self.epsilon, self.seed)
         if self.function is not None and self.function.survey is not None:
             return self.function
+        if self.select < 1 or self.by_energy:
+            return ("variance", self.select, self.by_energy)
         return None
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,13 +11,26 @@ import torch
 from mergekern.backends import Backend
 from mergekern.errors import MergeError
 from mergekern.function import Found
-from mergekern.fused import KEEP_ALL, Combine, ExpertScalars, FusedOp, Rule, Window, name_hash
+from mergekern.fused import (
+    KEEP_ALL,
+    Combine,
+    ExpertScalars,
+    FusedOp,
+    Odds,
+    Pruning,
+    Rule,
+    Tile,
+    Window,
+    name_hash,
+)
 from mergekern.geometry import Gram
 from mergekern.plan import Step
 from mergekern.spec import Spec
 from mergekern.survey import Survey
 from mergekern.tiles import Tensors
+from mergekern.variance import largest_variances, shares_of
 
+LEAST_ENERGY = 1e-6  # SCE: of all energies together, and of those that are divided by
 NO_SCALE_BELOW = 1e-7  # mergekit's guard of the l1 rescale: sums below it leave the delta as it is
 
 
@@ -25,12 +38,18 @@ NO_SCALE_BELOW = 1e-7  # mergekit's guard of the l1 rescale: sums below it leave
 class Numbers:
     """What was found out about one tensor besides its windows; None where it has no part.
 
-    scales: what each expert's kept delta is multiplied by
-    gram:   dot products of the experts' deltas, or of their weights where there is no base
-    found:  by the survey of a function
+    scales:  what each expert's kept delta is multiplied by
+    masks:   of a tensor that is held whole, whose random drop goes by rank
+    window:  which variances of the deltas are kept
+    weights: in place of the spec's
+    gram:    dot products of the experts' deltas, or of their weights where there is no base
+    found:   by the survey of a function
     """
 
     scales: tuple[float, ...] | None = None
+    masks: tuple[torch.Tensor | None, ...] = ()
+    window: Window | None = None
+    weights: tuple[float, ...] | None = None
     gram: Gram | None = None
     found: Found = field(default_factory=dict)
 
@@ -49,19 +68,20 @@ def fused_op(
         return FusedOp(
             spec.rule, plain, work=step.work, function=spec.function, found=numbers.found
         )
-    windows = windows or (Window(),) * len(step.experts)
+    if numbers.window is not None or windows is None:
+        windows = (numbers.window or Window(),) * len(step.experts)
     scales = numbers.scales or _plain_scales(spec, len(step.experts))
-    weight = spec.weight if spec.geometry is None else _coefficients(step, numbers.gram)
+    weight = _weights(step, spec, numbers)
     experts = []
     for place, index in enumerate(step.expert_index):
         coef = weight[place] * scales[place]
-        keep = spec.keep[place] if spec.keep else 1.0
+        keep = spec.keep[place] if spec.keep and not spec.prunes else 1.0
         experts.append(
             ExpertScalars(
                 index=index,
                 coef=coef,
                 vote=coef if spec.ballot == "weighted" else scales[place],
-                share=spec.weight[place] if spec.normalize else 1.0,
+                share=weight[place] if spec.normalize else 1.0,
                 window=windows[place],
                 keep_below=KEEP_ALL if keep >= 1 else int(keep * KEEP_ALL),
             )
@@ -77,6 +97,9 @@ def fused_op(
         seed=spec.seed,
         name_hash=name_hash(step.name),
         work=step.work,
+        trim_by="variance" if spec.select < 1 else "magnitude",
+        least=_least(spec, weight),
+        pruning=_pruning(step, spec) if spec.prunes else None,
     )
 
 
@@ -86,11 +109,47 @@ def _rule(step: Step, spec: Spec) -> Rule:
     return "task_vector" if combined else spec.rule
 
 
+def _least(spec: Spec, weight: tuple[float, ...]) -> float:
+    """What sums of energies are held to; none of weights that no sum of which can lie below."""
+    below = any(0 < w < LEAST_ENERGY for w in weight)
+    return LEAST_ENERGY if spec.by_energy and below else 0.0
+
+
+def _pruning(step: Step, spec: Spec) -> Pruning:
+    length, stride = spec.rows(step.shape)
+    odds = [
+        Odds(index, *_bounds(keep, epsilon))
+        for index, keep, epsilon in zip(step.expert_index, spec.keep, spec.epsilon, strict=True)
+    ]
+    return Pruning(tuple(odds), length, stride, spec.seed, name_hash(step.name), step.work)
+
+
+def _bounds(keep: float, epsilon: float) -> tuple[int, int]:
+    if keep >= 1:
+        return KEEP_ALL, KEEP_ALL
+    if keep <= 0:
+        return 0, 0
+    return int((keep - epsilon) * KEEP_ALL), int((keep + epsilon) * KEEP_ALL)
+
+
+def pruned(backend: Backend, op: FusedOp, tile: Tile) -> Tile:
+    """A tile with the masks that its op's pruning gives, unless it has them."""
+    if op.pruning is None or tile.masks:
+        return tile
+    return replace(tile, masks=backend.prune(op.pruning, tile))
+
+
 def _plain_scales(spec: Spec, experts: int) -> tuple[float, ...]:
     if spec.rescale == "drop_rate":
         kept = (d * k for d, k in zip(spec.density, spec.keep, strict=True))
         return tuple(1.0 / share if share else 1.0 for share in kept)
     return (1.0,) * experts
+
+
+def _weights(step: Step, spec: Spec, numbers: Numbers) -> tuple[float, ...]:
+    if spec.geometry is not None:
+        return _coefficients(step, numbers.gram)
+    return numbers.weights or spec.weight or (1.0,) * len(step.experts)
 
 
 def _coefficients(step: Step, gram: Gram | None) -> tuple[float, ...]:
@@ -119,7 +178,9 @@ def numbers_of(
         return Numbers(found=found)
     if step.spec.geometry is not None:
         return Numbers(gram=_gram(backend, tensors))
-    return Numbers(scales=_l1_scales(backend, tensors, windows))
+    if step.spec.rescale == "l1":
+        return _l1_scales(backend, tensors, windows)
+    return _by_variance(backend, tensors)
 
 
 def _gram(backend: Backend, tensors: Tensors) -> Gram:
@@ -131,16 +192,33 @@ def _gram(backend: Backend, tensors: Tensors) -> Gram:
     return tuple(map(tuple, total[0].tolist()))
 
 
-def _l1_scales(
-    backend: Backend, tensors: Tensors, windows: tuple[Window, ...] | None
-) -> tuple[float, ...]:
+def _l1_scales(backend: Backend, tensors: Tensors, windows: tuple[Window, ...] | None) -> Numbers:
     """What the l1 rescale multiplies each expert's kept deltas by."""
     (step,) = tensors.steps
+    masks: tuple[torch.Tensor | None, ...] = ()
     op = fused_op(step, windows, Numbers(scales=(1.0,) * len(step.experts)))
     total = np.zeros((1, len(step.experts), 2))
     for _, tile in tensors.tiles():
-        total = in_order(total, backend.masked_sums(op, tile))
-    return tuple(_ratio(float(before), float(after)) for before, after in total[0])
+        masked = pruned(backend, op, tile)
+        total = in_order(total, backend.masked_sums(op, masked))
+        masks = masked.masks if tile.numel == step.numel else ()
+    scales = tuple(_ratio(float(before), float(after)) for before, after in total[0])
+    return Numbers(scales=scales, masks=masks)
+
+
+def _by_variance(backend: Backend, tensors: Tensors) -> Numbers:
+    """Where the deltas vary most, and what the mean squares of what is kept make of weights."""
+    (step,) = tensors.steps
+    spec = step.spec
+    assert spec is not None, f"{step.name}: not a merge step"
+    window = None
+    if spec.select < 1:
+        window = largest_variances(backend, tensors, spec.select)
+    op = fused_op(step, None, Numbers(window=window))
+    total = np.zeros((1, len(step.experts)))
+    for _, tile in tensors.tiles():
+        total = in_order(total, backend.energies(op, tile))
+    return Numbers(window=window, weights=shares_of(total[0], step.numel, LEAST_ENERGY))
 
 
 def in_order(total: np.ndarray, blocks: torch.Tensor) -> np.ndarray:

@@ -17,6 +17,7 @@ from mergekern.checkpoint.files import WeightFile
 from mergekern.columns import column, each_once, one_of_each, rows_of
 from mergekern.fused import name_hash
 from mergekern.plan import Plan, Step
+from mergekern.tiles import alignments
 
 # In place of a file: no such input, views of the host's memory, read() into a buffer.
 NONE, MEMORY, READ = -3, -2, -1
@@ -35,6 +36,7 @@ class Target:
     inputs: places in the table's sources, -1 where there is none;  file: as in the table
     element: bytes of an element of all inputs
     numel, itemsize: of the output, 0 where there is none;  shard, offset: where its first byte lies
+    align:  tiles start at multiples of it, whoever of all targets merges them
     kind:   counted from 0, equal for steps whose ops differ in nothing but thresholds and name: the
             same spec object, the same experts, the same types; -1 where there is none
     """
@@ -53,6 +55,7 @@ class Target:
     itemsize: np.ndarray
     shard: np.ndarray
     offset: np.ndarray
+    align: np.ndarray
     kind: np.ndarray
 
     @cached_property
@@ -121,7 +124,7 @@ class Table:
     """What plans that run together read: a row for every output tensor that any of them makes, and
     a column ("slot") for every input that any of them needs for it.
 
-    names, numel: of the output tensors
+    names, numel: of the output tensors;  align: where their tiles start, see tiles.alignment()
     sources: every input;  inputs: of each row and slot, a place in it, -1 where there is none
     file:    of each input, a place in `files`, or NONE, MEMORY or READ
     begin:   the first byte of each input in its file
@@ -130,6 +133,7 @@ class Table:
 
     names: Sequence[str]
     numel: np.ndarray
+    align: np.ndarray
     sources: Sources
     inputs: np.ndarray
     files: Sequence[WeightFile]
@@ -154,6 +158,7 @@ def tabulate(plans: Sequence[Plan], checkpoints: Sequence[Sequence[Checkpoint]])
     files, file, begin, dtype, width = sources.columns()
     places = [sources.of(plan, opened) for plan, opened in zip(plans, checkpoints, strict=True)]
     distinct, slots = each_once(len(names), list(zip(rows, places, strict=True)))
+    align = alignments(plans, rows, len(names))
     targets = []
     for number, (plan, opened) in enumerate(zip(plans, checkpoints, strict=True)):
         row, mine, given = rows[number], plan.columns, places[number]
@@ -178,12 +183,14 @@ def tabulate(plans: Sequence[Plan], checkpoints: Sequence[Sequence[Checkpoint]])
                 itemsize=made[1],
                 shard=made[2],
                 offset=made[3],
+                align=align,
                 kind=kind,
             )
         )
     return Table(
         names=names,
         numel=numel,
+        align=align,
         sources=sources,
         inputs=distinct,
         files=files,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
+
 from mergekern.fused import Tile
-from mergekern.plan import Step
+from mergekern.plan import Plan, Step
 
 TILE_ALIGN = 1 << 16  # tiles start at multiples of this many elements: sums do not depend on them
 
@@ -29,12 +32,27 @@ class Part:
         return self.start == 0 and self.stop == self.step.numel
 
 
+def alignment(step: Step) -> int:
+    """Tiles of an output tensor start at multiples of this many elements."""
+    panel = 1 if step.spec is None else step.spec.panel(step.shape)
+    return math.lcm(TILE_ALIGN, panel)
+
+
+def alignments(plans: Sequence[Plan], rows: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """Where the tiles of each output may start, for all plans that make it."""
+    align = np.full(count, TILE_ALIGN)
+    for plan, row in zip(plans, rows, strict=True):
+        if any(spec.prunes for spec in plan.specs):
+            align[row] = np.lcm(align[row], [alignment(step) for step in plan.steps])
+    return align
+
+
 class Tensors(Protocol):
     """The tensors of some merge steps, that can be read more than once.
 
     stretch: how many elements of a tensor are worth reading as one
     tiles(): all of every tensor, in order; a tile is valid until the next one is taken, and starts
-             at a multiple of TILE_ALIGN
+             at a multiple of alignment() of its step
     parts(): the parts asked for, in order, none longer than TILE_ALIGN; those that belong to one
              tensor may come joined, so that each tile is given with the parts it is made of
     """
@@ -60,6 +78,9 @@ def numels_of(steps: Sequence[Step]) -> dict[int, int]:
 
 
 def cut(tile: Tile, start: int, stop: int) -> Tile:
-    """Elements [start, stop) of a tile that begins its tensor."""
+    """Elements [start, stop) of a tile that begins its tensor; start: a multiple of 8 where it has
+    masks."""
     base = None if tile.base is None else tile.base[start:stop]
-    return Tile(tile.tensor, start, base, tuple(x[start:stop] for x in tile.experts))
+    experts = tuple(x[start:stop] for x in tile.experts)
+    masks = tuple(None if m is None else m[start // 8 : -(-stop // 8)] for m in tile.masks)
+    return replace(tile, offset=start, base=base, experts=experts, masks=masks)

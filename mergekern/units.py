@@ -14,7 +14,6 @@ from mergekern.checkpoint.direct import BLOCK
 from mergekern.columns import distinct
 from mergekern.errors import BudgetError
 from mergekern.table import READ, Table, Target
-from mergekern.tiles import TILE_ALIGN
 
 MOST_INPUTS = 1 << 15  # of one unit: columns of what is in flight take memory too
 
@@ -172,12 +171,14 @@ class Cutter:
             first = stop
 
     def _tile_length(self, rows: np.ndarray) -> np.ndarray:
-        """The longest tile that leaves room for others in flight, but never less than the least."""
+        """The longest tile that leaves room for others in flight, but never less than the least:
+        what tensors of several rows are cut between."""
         element, around = self._element[rows], self._around[rows]
         widest = np.maximum(1, self._table.width[rows].max(axis=1, initial=1))
         target = np.minimum(self._share - around, element * (TILE_BYTES // widest))
-        length = np.maximum(1, target // (element * TILE_ALIGN)) * TILE_ALIGN
-        length = length if self._tile is None else np.minimum(length, self._tile)
+        align = self._table.align[rows]
+        target = target if self._tile is None else np.minimum(target, element * self._tile)
+        length = np.maximum(1, target // (element * align)) * align
         needed = np.minimum(length, self._table.numel[rows]) * element + around
         if (needed > self._buffers).any():
             worst = int(np.argmax(needed))

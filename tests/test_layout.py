@@ -13,7 +13,7 @@ errors version sizes dtypes elementary collector huge _C _cuda kernels function 
 geometry spec methods recipe
 checkpoint report columns plan naming tied tokenizer layers options outputs fitting planner
 remembered lock card progress
-pieces tiles backends keys counting doubts sampling walking speculation trimming survey
+pieces tiles backends keys counting doubts sampling walking speculation trimming variance survey
 statistics onepass spill arena machine budget table units extents cargo stream coverage sources
 shared
 journal blockfile output destination findings settling trialpass batches member run

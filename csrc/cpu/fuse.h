@@ -3,6 +3,7 @@
 #include "cpu/blocks.h"
 #include "cpu/loops.h"
 #include "cpu/scratch.h"
+#include "cpu/thin.h"
 
 namespace mergekern {
 namespace MK_ISA {
@@ -82,8 +83,11 @@ template <typename Work>
 void finish_block(const FusedOp& op, const Work* __restrict__ base, const Work* __restrict__ den,
                   Work* __restrict__ num, int n) {
   const Work scale = static_cast<Work>(op.scale), divisor = static_cast<Work>(op.divisor);
+  const Work least = static_cast<Work>(op.least);
   if (op.combine == Combine::mean) {
-    for (int i = 0; i < n; ++i) num[i] = finish(base[i], num[i] / guarded(den[i]), scale);
+    for (int i = 0; i < n; ++i) {
+      num[i] = finish(base[i], num[i] / at_least(guarded(den[i]), least), scale);
+    }
   } else if (divisor != 1) {
     for (int i = 0; i < n; ++i) num[i] = finish(base[i], num[i] / divisor, scale);
   } else {
@@ -94,23 +98,23 @@ void finish_block(const FusedOp& op, const Work* __restrict__ base, const Work* 
 template <typename Work>
 void task_vector(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, void* out,
                  DType out_dtype, Findings* found) {
-  const Scratch<Work> scratch(4 + t.count);
+  const Scratch<Work> scratch(5 + t.count);
   Work *base = scratch[0], *sum = scratch[1], *num = scratch[2], *den = scratch[3];
+  Work* const spread = scratch[4];
   for (int64_t at = begin; at < end; at += kStep) {
     const int n = static_cast<int>(end - at < kStep ? end - at : kStep);
     if (!widen_block(t.base, t.base_dtype, at, base, n)) found->non_finite[0] = 1;
     clear(sum, n);
     clear(num, n);
     clear(den, n);
+    if (op.trim_by == TrimBy::variance) variance_block(t, at, spread, n);
     for (int k = 0; k < t.count; ++k) {
-      const Expert& e = t.experts[k];
-      Work* d = scratch[4 + k];
-      if (!trimmed_block(e, at, t.offset + at, base, d, n)) found->non_finite[1 + k] = 1;
-      if (e.drop) drop_block(e, op, t.offset + at, d, n);
-      vote_block(e, op, d, sum, n);
+      Work* d = scratch[5 + k];
+      if (!thinned_block(op, t, k, at, base, spread, d, n)) found->non_finite[1 + k] = 1;
+      vote_block(t.experts[k], op, d, sum, n);
     }
     for (int k = 0; k < t.count; ++k) {
-      combine_block(op, t.experts[k], scratch[4 + k], sum, num, den, n);
+      combine_block(op, t.experts[k], scratch[5 + k], sum, num, den, n);
     }
     finish_block(op, base, den, num, n);
     if (!round_block(num, out, out_dtype, at, n)) found->overflow = true;

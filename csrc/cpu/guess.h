@@ -4,6 +4,7 @@
 #include "cpu/blocks.h"
 #include "cpu/loops.h"
 #include "cpu/scratch.h"
+#include "cpu/select.h"
 
 namespace mergekern {
 namespace MK_ISA {
@@ -26,6 +27,8 @@ int64_t reaching(const Work* __restrict__ d, int n, typename Bits<Work>::type cu
 template <typename Work>
 void guess_run(const Work* __restrict__ d, int n, Cut<Work> cut, int64_t* kept,
                uint8_t* __restrict__ marks) {
+  constexpr auto most = Bits<Work>::abs;
+  if (cut.strict > most && cut.given > most && cut.wide > most) return;
   const int64_t given = cut.given == 0 ? n : reaching(d, n, cut.given);
   kept[0] += cut.strict == cut.given ? given : reaching(d, n, cut.strict);
   kept[1] += given;
@@ -74,8 +77,9 @@ void guess(const Tile& t, const Margin* margins, int64_t begin, int64_t end, int
     const int n = static_cast<int>(end - at < kStep ? end - at : kStep);
     uint8_t marks[kStep] = {};
     widen_block(t.base, t.base_dtype, at, base, n);
-    for (int k = 0; k < t.count; ++k) {
-      delta_block<false>(t.experts[k], at, base, d, n, 0, 0);
+    const int looked_at = t.together ? 1 : t.count;
+    for (int k = 0; k < looked_at; ++k) {
+      looked_at_block(t, k, at, base, d, n);
       guess_block(t.experts[k], margins[k], t.offset + at, d, n, kept + 4 * k, marks);
     }
     pack_marks(marks, n, open + at / 8);

@@ -3,6 +3,7 @@
 
 #include "cpu/finite.h"
 #include "cpu/lowrank.h"
+#include "cpu/prune.h"
 #include "cpu/rank.h"
 #include "cpu/reduce.h"
 #include "cpu/select.h"
@@ -34,6 +35,13 @@ const Loops table = {
     },
     [](const FusedOp& op, const Tile& t, bool wide, int64_t begin, int64_t end, double* out) {
       (wide ? masked_sums<double> : masked_sums<float>)(op, t, begin, end, out);
+    },
+    [](const FusedOp& op, const Tile& t, bool wide, int64_t begin, int64_t end, double* out) {
+      (wide ? energies<double> : energies<float>)(op, t, begin, end, out);
+    },
+    [](const Pruning& rows, const Odds* odds, const Tile& t, bool wide, int64_t begin, int64_t end,
+       uint8_t* const* masks) {
+      (wide ? prune<double> : prune<float>)(rows, odds, t, begin, end, masks);
     },
     [](const Tile& t, bool wide, int64_t begin, int64_t end, double* out) {
       (wide ? gram<double> : gram<float>)(t, begin, end, out);

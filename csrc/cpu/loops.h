@@ -48,7 +48,12 @@ struct Loops {
   void (*count)(const Tile&, bool wide, int64_t begin, int64_t end, const Bracket*, int brackets,
                 Counter*);
   void (*masked_sums)(const FusedOp&, const Tile&, bool wide, int64_t begin, int64_t end,
-                      double* out);                                               // [blocks, K, 2]
+                      double* out);  // [blocks, K, 2]
+  void (*energies)(const FusedOp&, const Tile&, bool wide, int64_t begin, int64_t end,
+                   double* out);  // [blocks, K]
+  // whole panels of rows, which need not be chunks; masks: [K], null where nothing is dropped
+  void (*prune)(const Pruning&, const Odds*, const Tile&, bool wide, int64_t begin, int64_t end,
+                uint8_t* const* masks);
   void (*gram)(const Tile&, bool wide, int64_t begin, int64_t end, double* out);  // [blocks, K, K]
   void (*magnitudes)(const Tile&, bool wide, int64_t begin, int64_t end, int expert, int64_t* out);
   bool (*all_finite)(const void* data, DType, int64_t begin, int64_t end);

@@ -1,7 +1,9 @@
 #include "cpu/passes.h"
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
+#include <numeric>
 
 #include "cpu/pool.h"
 
@@ -93,6 +95,24 @@ void masked_sums(const How& how, const FusedOp& op, const Tile& t, double* out) 
   const Loops& table = loops(how.isa.c_str());
   over_pieces(how.threads, t.numel, [&](int, int64_t begin, int64_t end) {
     table.masked_sums(op, t, how.wide, begin, end, out);
+  });
+}
+
+void energies(const How& how, const FusedOp& op, const Tile& t, double* out) {
+  const Loops& table = loops(how.isa.c_str());
+  over_pieces(how.threads, t.numel, [&](int, int64_t begin, int64_t end) {
+    table.energies(op, t, how.wide, begin, end, out);
+  });
+}
+
+void prune(const How& how, const Pruning& rows, const std::vector<Odds>& odds, const Tile& t,
+           const std::vector<uint8_t*>& masks) {
+  const Loops& table = loops(how.isa.c_str());
+  const int64_t panel = rows.panel(), bytes = 8 / std::gcd(panel, int64_t{8});
+  const int64_t piece = std::max(int64_t{1}, kChunk / (panel * bytes)) * bytes * panel;
+  parallel_for(how.threads, (t.numel + piece - 1) / piece, [&](int, int64_t index) {
+    const int64_t begin = index * piece, end = begin + piece;
+    table.prune(rows, odds.data(), t, how.wide, begin, end < t.numel ? end : t.numel, masks.data());
   });
 }
 

@@ -38,8 +38,13 @@ std::vector<int64_t> count(const How&, const Tile&, const std::vector<Bracket>&,
                            const std::vector<int64_t*>& chunks);
 
 void masked_sums(const How&, const FusedOp&, const Tile&, double* out);
+void energies(const How&, const FusedOp&, const Tile&, double* out);
 void gram(const How&, const Tile&, double* out);
 void magnitudes(const How&, const Tile&, int expert, int64_t* out);
+
+// masks: [K], null where an expert keeps all; the tile is whole panels
+void prune(const How&, const Pruning&, const std::vector<Odds>&, const Tile&,
+           const std::vector<uint8_t*>& masks);
 
 bool all_finite(int threads, const void* data, DType, int64_t numel);
 

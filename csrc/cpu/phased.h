@@ -2,12 +2,14 @@
 // the phases of phases.h. What they cannot say (which input holds a NaN) or do not know (a cut that
 // moves within a block) is left to the loops of fuse.h and guess.h.
 #pragma once
+#include <algorithm>
 #include <vector>
 
 #include "cpu/fuse.h"
 #include "cpu/guess.h"
 #include "cpu/phases.h"
 #include "cpu/shape.h"
+#include "cpu/thin.h"
 
 namespace mergekern {
 namespace MK_ISA {
@@ -28,7 +30,7 @@ class PhasedPass {
     floats_.resize(kPhaseFloats * (experts + 3));
     words_.resize(kPhaseWords * (2 * experts + 2));
     for (size_t k = 0; k < experts; ++k) {
-      if (shape_.drops) coins_.emplace_back(t.experts[k].index, op);
+      if (shape_.thins) coins_.emplace_back(t.experts[k].index, op);
       Ballot& e = ballots_[k];
       e.coef = Floats{} + static_cast<float>(t.experts[k].coef);
       e.share = Floats{} + static_cast<float>(t.experts[k].share);
@@ -72,7 +74,7 @@ class PhasedPass {
     steady_until_ = INT64_MAX;
     guess_ = margins_ ? Guess::count : Guess::none;
     for (int k = 0; k < t_.count; ++k) {
-      const Window& given = t_.experts[k].window;
+      const Window& given = by_variance(op_, t_.experts[k]) ? open_ : t_.experts[k].window;
       const Window& strict = margins_ ? margins_[k].strict : given;
       const Window& wide = margins_ ? margins_[k].wide : given;
       const auto cut = low_cut<float>(given, here), low = low_cut<float>(wide, here);
@@ -117,7 +119,7 @@ class PhasedPass {
       ballots_[k].x = words(t_.experts[k].data, at, n, padded, k + 1);
     }
     if (shape_.hides) note_inputs(padded);
-    if (shape_.drops) drop_inputs(t_.offset + at, padded);
+    if (shape_.thins) thin_inputs(at, n, padded);
     alignas(8) uint8_t marks[kPhase / 8] = {};
     vote_all(padded, marks);
     if (open) __builtin_memcpy(open, marks, static_cast<size_t>((n + 7) / 8));
@@ -148,15 +150,36 @@ class PhasedPass {
     for (const Ballot& e : ballots_) note_largest<In>(e.x, n, &largest_input_);
   }
 
-  void drop_inputs(int64_t element, int n) {
-    uint16_t kept[kPhase];
+  void thin_inputs(int64_t at, int n, int padded) {
+    alignas(64) float spread[kPhase];
+    if (op_.trim_by == TrimBy::variance) variance_block(t_, at, spread, n);
     for (int k = 0; k < t_.count; ++k) {
-      if (!t_.experts[k].drop) continue;
-      keep_block(t_.experts[k], op_, coins_[k], element, kept, n);
+      const Expert& e = t_.experts[k];
+      const bool selects = by_variance(op_, e);
+      if (!selects && !e.mask && !e.drop) continue;
+      uint16_t kept[kPhase] = {}, also[kPhase];
+      bool first = true;
+      if (e.mask) {
+        unpack_block(e.mask + at / 8, kept, n);
+        first = false;
+      }
+      if (selects) {
+        select_block(e.window, t_.offset + at, spread, first ? kept : also, n);
+        if (!first) and_block(also, kept, n);
+        first = false;
+      }
+      if (e.drop) {
+        keep_block(e, op_, coins_[k], t_.offset + at, first ? kept : also, padded);
+        if (!first) and_block(also, kept, padded);
+      }
       char* to = spare(t_.count + 1 + k);
-      drop_words<typename In::Word>(base_, ballots_[k].x, kept, to, n);
+      drop_words<typename In::Word>(base_, ballots_[k].x, kept, to, padded);
       ballots_[k].x = to;
     }
+  }
+
+  static void and_block(const uint16_t* __restrict__ also, uint16_t* __restrict__ kept, int n) {
+    for (int i = 0; i < n; ++i) kept[i] &= also[i];
   }
 
   void vote_all(int n, uint8_t* marks) {
@@ -192,6 +215,7 @@ class PhasedPass {
   char* out_;
   Shape shape_;
   bool streams_;
+  const Window open_{0, INT64_MAX, INT64_MAX, INT64_MAX};
   Guess guess_ = Guess::none;
   int64_t steady_until_ = 0, padding_ = 0;
   const char* base_ = nullptr;
@@ -219,7 +243,7 @@ bool run_phased(const FusedOp& op, const Tile& t, const Margin* margins, int64_t
 // relied on then.
 bool phased(const FusedOp& op, const Tile& t, const Margin* margins, int64_t begin, int64_t end,
             void* out, DType out_dtype, Findings* found, int64_t* kept, uint8_t* open) {
-  if (!common(op) || (margins && !guesses_low_cuts(t, margins))) return false;
+  if (!common(op) || (margins && !guesses_low_cuts(op, t, margins))) return false;
   if (out_dtype != DType::bf16 && out_dtype != DType::f32) return false;
   if (all_inputs(op, t, DType::bf16)) {
     return run_phased<Bf16Lanes>(op, t, margins, begin, end, out, out_dtype, found, kept, open);

@@ -4,6 +4,7 @@
 #include "cpu/blocks.h"
 #include "cpu/loops.h"
 #include "cpu/scratch.h"
+#include "cpu/thin.h"
 
 namespace mergekern {
 namespace MK_ISA {
@@ -29,8 +30,7 @@ void add_magnitudes(const Work* __restrict__ d, int n, double* __restrict__ lane
 }
 
 template <typename Work>
-void add_products(const Work* __restrict__ a, const Work* __restrict__ b, int n,
-                  double* __restrict__ lane) {
+void add_products(const Work* a, const Work* b, int n, double* __restrict__ lane) {
   int i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     for (int j = 0; j < kLanes; ++j) {
@@ -44,25 +44,47 @@ void add_products(const Work* __restrict__ a, const Work* __restrict__ b, int n,
 
 template <typename Work>
 void masked_sums(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, double* out) {
-  const Scratch<Work> scratch(2);
-  Work *base = scratch[0], *d = scratch[1];
+  const Scratch<Work> scratch(3);
+  Work *base = scratch[0], *d = scratch[1], *spread = scratch[2];
   for (int64_t block = begin; block < end; block += kBlock) {
     const int64_t stop = end - block < kBlock ? end : block + kBlock;
     double* sums = out + block / kBlock * t.count * 2;
     for (int k = 0; k < t.count; ++k) {
-      const Expert& e = t.experts[k];
       double before[kLanes] = {}, after[kLanes] = {};
       for (int64_t at = block; at < stop; at += kStep) {
         const int n = static_cast<int>(stop - at < kStep ? stop - at : kStep);
         widen_block(t.base, t.base_dtype, at, base, n);
-        delta_block<false>(e, at, base, d, n, 0, 0);
+        delta_block<false>(t.experts[k], at, base, d, n, 0, 0);
         add_magnitudes(d, n, before);
-        if (e.trim) trimmed_block(e, at, t.offset + at, base, d, n);
-        if (e.drop) drop_block(e, op, t.offset + at, d, n);
+        if (op.trim_by == TrimBy::variance) variance_block(t, at, spread, n);
+        thinned_block(op, t, k, at, base, spread, d, n);
         add_magnitudes(d, n, after);
       }
       sums[2 * k] = add_lanes(before);
       sums[2 * k + 1] = add_lanes(after);
+    }
+  }
+}
+
+template <typename Work>
+void energies(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, double* out) {
+  const Scratch<Work> scratch(3);
+  const Scratch<double> lanes((t.count * kLanes + kStep - 1) / kStep);
+  Work *base = scratch[0], *d = scratch[1], *spread = scratch[2];
+  for (int64_t block = begin; block < end; block += kBlock) {
+    const int64_t stop = end - block < kBlock ? end : block + kBlock;
+    clear(lanes.data, t.count * kLanes);
+    for (int64_t at = block; at < stop; at += kStep) {
+      const int n = static_cast<int>(stop - at < kStep ? stop - at : kStep);
+      widen_block(t.base, t.base_dtype, at, base, n);
+      if (op.trim_by == TrimBy::variance) variance_block(t, at, spread, n);
+      for (int k = 0; k < t.count; ++k) {
+        thinned_block(op, t, k, at, base, spread, d, n);
+        add_products(d, d, n, lanes.data + k * kLanes);
+      }
+    }
+    for (int k = 0; k < t.count; ++k) {
+      out[block / kBlock * t.count + k] = add_lanes(lanes.data + k * kLanes);
     }
   }
 }

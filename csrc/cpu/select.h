@@ -4,15 +4,26 @@
 #include "cpu/loops.h"
 #include "cpu/points.h"
 #include "cpu/scratch.h"
+#include "cpu/thin.h"
 
 namespace mergekern {
 namespace MK_ISA {
 namespace {
 
+// The number that is looked at: the delta of an expert, or the variance of all.
 template <typename Work>
-void magnitude_block(const Expert& e, int64_t at, const Work* base, Work* d,
+void looked_at_block(const Tile& t, int k, int64_t at, const Work* base, Work* d, int n) {
+  if (t.together) {
+    variance_block(t, at, d, n);
+  } else {
+    delta_block<false>(t.experts[k], at, base, d, n, 0, 0);
+  }
+}
+
+template <typename Work>
+void magnitude_block(const Tile& t, int k, int64_t at, const Work* base, Work* d,
                      typename Bits<Work>::type* __restrict__ m, int n) {
-  delta_block<false>(e, at, base, d, n, 0, 0);
+  looked_at_block(t, k, at, base, d, n);
   for (int i = 0; i < n; ++i) m[i] = magnitude(d[i]);
 }
 
@@ -75,7 +86,7 @@ int point_block(const Expert& e, int64_t at_, const Work* base, int n, uint64_t 
 template <typename Work>
 void count(const Tile& t, int64_t begin, int64_t end, const Bracket* brackets, int count,
            Counter* counters) {
-  if (sizeof(Work) == sizeof(float)) {
+  if (sizeof(Work) == sizeof(float) && !t.together) {
     if (are_points(t, brackets, count, DType::bf16)) {
       return count_points<Bf16Lanes>(t, begin, end, brackets, count, counters);
     }
@@ -92,13 +103,13 @@ void count(const Tile& t, int64_t begin, int64_t end, const Bracket* brackets, i
     widen_block(t.base, t.base_dtype, at, base, n);
     for (int i = n; i < n + 8; ++i) inside[i] = 0;
     for (int q = 0; q < count; ++q) {
-      const Expert& e = t.experts[brackets[q].expert];
+      const int k = brackets[q].expert;
       int64_t* ties = &counters[q].chunks[at / kChunk];
-      if (brackets[q].bins == 1 && brackets[q].shift == 0) {
-        *ties += point_block(e, at, base, n, brackets[q].low, &counters[q]);
+      if (brackets[q].bins == 1 && brackets[q].shift == 0 && !t.together) {
+        *ties += point_block(t.experts[k], at, base, n, brackets[q].low, &counters[q]);
         continue;
       }
-      magnitude_block(e, at, base, d, m, n);
+      magnitude_block(t, k, at, base, d, m, n);
       *ties += count_block(brackets[q], m, inside, n, &counters[q]);
     }
   }
@@ -110,7 +121,7 @@ void magnitudes(const Tile& t, int64_t begin, int64_t end, int expert, int64_t* 
   for (int64_t at = begin; at < end; at += kStep) {
     const int n = static_cast<int>(end - at < kStep ? end - at : kStep);
     widen_block(t.base, t.base_dtype, at, scratch[0], n);
-    delta_block<false>(t.experts[expert], at, scratch[0], scratch[1], n, 0, 0);
+    looked_at_block(t, expert, at, scratch[0], scratch[1], n);
     for (int i = 0; i < n; ++i) out[at + i] = static_cast<int64_t>(magnitude(scratch[1][i]));
   }
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include "cpu/blocks.h"
 #include "cpu/phases.h"
+#include "cpu/thin.h"
 
 namespace mergekern {
 namespace MK_ISA {
@@ -13,7 +14,7 @@ struct Shape {
   Mean mean;
   Divide divide;
   float scale, divisor;
-  bool drops;
+  bool thins;  // by coins, masks or the variance
   bool hides;  // an input's NaN or Inf may leave no trace in the output
 };
 
@@ -26,17 +27,17 @@ bool all_inputs(const FusedOp& op, const Tile& t, DType dtype) {
 
 bool common(const FusedOp& op) {
   if (op.rule == Rule::linear_combination) return true;
-  if (op.combine == Combine::max) return false;
+  if (op.combine == Combine::max || op.least != 0) return false;
   if (op.elect == Elect::none) return op.combine == Combine::sum;
   return op.elect == Elect::mass && op.ballots_are_values;
 }
 
 bool has_upper_cut(const Window& w) { return w.hi <= Bits<float>::abs; }
 
-bool guesses_low_cuts(const Tile& t, const Margin* margins) {
-  bool low = true;
+bool guesses_low_cuts(const FusedOp& op, const Tile& t, const Margin* margins) {
+  bool low = !t.together && op.trim_by == TrimBy::magnitude;
   for (int k = 0; k < t.count; ++k) {
-    low = low && !t.experts[k].drop && !has_upper_cut(t.experts[k].window);
+    low = low && !t.experts[k].drop && !t.experts[k].mask && !has_upper_cut(t.experts[k].window);
     low = low && !has_upper_cut(margins[k].strict) && !has_upper_cut(margins[k].wide);
   }
   return low;
@@ -73,6 +74,7 @@ Take take_of(const FusedOp& op, const Tile& t, bool guessed) {
   if (op.rule == Rule::linear_combination) return Take::value;
   Take take = guessed ? Take::above : Take::delta;
   for (int k = 0; k < t.count; ++k) {
+    if (by_variance(op, t.experts[k])) continue;
     if (has_upper_cut(t.experts[k].window)) return Take::between;
     if (t.experts[k].trim) take = Take::above;
   }
@@ -88,10 +90,10 @@ Shape shape_of(const FusedOp& op, const Tile& t, bool guessed, bool merged) {
   s.divide = s.divisor == 1 ? Divide::no : Divide::fixed;
   s.hides = s.take == Take::between;
   for (int k = 0; k < t.count && s.take != Take::value; ++k) {
-    s.drops |= t.experts[k].drop;
+    s.thins |= t.experts[k].drop || t.experts[k].mask || by_variance(op, t.experts[k]);
     s.hides |= t.experts[k].window.lo >= Bits<float>::inf;
   }
-  s.hides |= s.drops;
+  s.hides |= s.thins;
   if (!merged) s.vote = Vote::count;
   if (s.take == Take::value || op.elect == Elect::none || !merged) return s;
 

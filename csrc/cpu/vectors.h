@@ -129,6 +129,19 @@ MK_HD MaskBits bits_of_16(Words mask) {
 #endif
 }
 
+// The other way round: a mask of 16-bit lanes from its bits in memory.
+MK_HD Words words_of_16(const uint8_t* from) {
+  MaskBits bits;
+  __builtin_memcpy(&bits, from, sizeof(bits));
+#if defined(__AVX512BW__)
+  return reinterpret_cast<Words>(_mm512_movm_epi16(bits));
+#else
+  Halves lane;
+  for (int i = 0; i < kLanesOf16; ++i) lane[i] = static_cast<uint16_t>(1u << i);
+  return reinterpret_cast<Words>(((Halves{} + bits) & lane) == lane);
+#endif
+}
+
 MK_HD uint32_t bits_of_32(Ints mask) {
 #if defined(__AVX512DQ__)
   return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));

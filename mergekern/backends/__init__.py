@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from mergekern.fused import Batch, Findings, FusedOp, Tile, Window
+from mergekern.fused import Batch, Findings, FusedOp, Pruning, Tile, Window
 
 BLOCK = 4096  # elements of one partial sum
 CHUNK = 65536  # elements of one in-range count
@@ -83,7 +83,10 @@ class Backend(Protocol):
         given back."""
 
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
-        """Run the op over a tile into `out` (flat, any mergeable dtype)."""
+        """Run the op over a tile into `out` (flat, any mergeable dtype).
+
+        Masks are the tile's: what an op's pruning makes is asked for first, by prune().
+        """
 
     def speculate(
         self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None
@@ -116,7 +119,13 @@ class Backend(Protocol):
         """
 
     def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
-        """fp64 [blocks, K, 2]: sum |d| before and after trim and drop, per BLOCK elements."""
+        """fp64 [blocks, K, 2]: sum |d| before and after mask, trim and drop, per BLOCK elements."""
+
+    def energies(self, op: FusedOp, tile: Tile) -> torch.Tensor:
+        """fp64 [blocks, K]: sum d^2 after mask, trim and drop, per BLOCK elements."""
+
+    def prune(self, pruning: Pruning, tile: Tile) -> tuple[torch.Tensor | None, ...]:
+        """The masks of a tile made of whole rows; None for experts that keep all. See Pruning."""
 
     def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
         """fp64 [blocks, K, K]: dot products of the deltas (weights without a base), per BLOCK."""

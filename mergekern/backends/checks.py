@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
-from mergekern.backends import CHUNK
-from mergekern.fused import Batch, FusedOp, Tile
+from mergekern.backends import CHUNK, Margin
+from mergekern.fused import KEEP_ALL, Batch, FusedOp, Pruning, Tile
 
+MOST_RANKS = 1 << 31  # of a row: they are counted in 31 bits
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -27,6 +30,7 @@ def check_tile(tile: Tile, work: torch.dtype, device: torch.device, *, deltas: b
 
 
 def check_inputs(tile: Tile, device: torch.device) -> None:
+    check_masks(tile, device)
     for tensor in (*tile.experts, *(() if tile.base is None else (tile.base,))):
         if not tensor.is_contiguous() or tensor.numel() != tile.numel:
             raise ValueError(f"{tile.tensor}: inputs must be {tile.numel} contiguous elements")
@@ -34,6 +38,38 @@ def check_inputs(tile: Tile, device: torch.device) -> None:
             raise ValueError(
                 f"{tile.tensor}: cannot read {tensor.dtype} on {tensor.device} from {device}"
             )
+
+
+def check_masks(tile: Tile, device: torch.device) -> None:
+    if tile.masks and len(tile.masks) != len(tile.experts):
+        raise ValueError(f"{tile.tensor}: want a mask, or None, for each expert, or no masks")
+    wanted = (torch.uint8, -(-tile.numel // 8), device)
+    for mask in tile.masks:
+        if mask is None:
+            continue
+        found = (mask.dtype, mask.numel(), mask.device)
+        if found != wanted or not mask.is_contiguous():
+            raise ValueError(
+                f"{tile.tensor}: a mask is {wanted[1]} contiguous bytes on {device}, "
+                f"not {found[1]} of {found[0]} on {found[2]}"
+            )
+
+
+def check_margins(op: FusedOp, tile: Tile, margins: Sequence[Margin]) -> None:
+    looked_at = 1 if tile.together else len(tile.experts)
+    if op.rule != "task_vector" or not len(margins) == len(op.experts) == looked_at:
+        raise ValueError(f"{tile.tensor}: want a task_vector op, a margin for every expert")
+
+
+def check_pruning(pruning: Pruning, tile: Tile) -> None:
+    if len(pruning.odds) != len(tile.experts):
+        raise ValueError(f"{tile.tensor}: {len(pruning.odds)} odds for {len(tile.experts)} experts")
+    if any(not 0 <= odds.smallest <= odds.largest <= KEEP_ALL for odds in pruning.odds):
+        raise ValueError(f"{tile.tensor}: odds rise with the rank, from 0 to {KEEP_ALL}")
+    if not 0 < pruning.length < MOST_RANKS or pruning.stride < 1:
+        raise ValueError(f"{tile.tensor}: a row has 1 to {MOST_RANKS - 1} elements")
+    if tile.offset % pruning.panel or tile.numel % pruning.panel:
+        raise ValueError(f"{tile.tensor}: only whole rows of {pruning.length} are ranked")
 
 
 def check_out(tile: Tile, out: torch.Tensor, device: torch.device) -> None:

@@ -5,15 +5,33 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from mergekern import _C, huge
 from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation, nothing
-from mergekern.backends.checks import check_batch, check_inputs, check_open, check_out, check_tile
+from mergekern.backends.checks import (
+    check_batch,
+    check_inputs,
+    check_margins,
+    check_open,
+    check_out,
+    check_pruning,
+    check_tile,
+)
 from mergekern.backends.functions import run
-from mergekern.fused import Batch, ExpertScalars, Findings, FusedOp, Tile, Window
+from mergekern.fused import (
+    KEEP_ALL,
+    Batch,
+    ExpertScalars,
+    Findings,
+    FusedOp,
+    Pruning,
+    Tile,
+    Window,
+)
 
 _DTYPES = {
     torch.float64: _C.DType.f64,
@@ -77,8 +95,7 @@ class CpuBackend:
         self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None
     ) -> Speculation:
         check_tile(tile, op.work, _CPU)
-        if op.rule != "task_vector" or len(margins) != len(tile.experts):
-            raise ValueError(f"{tile.tensor}: want a task_vector op, a margin for every expert")
+        check_margins(op, tile, margins)
         if out is not None:
             check_out(tile, out, _CPU)
         kept = torch.zeros((len(margins), 2, 2), dtype=torch.int64, device=_CPU)
@@ -86,7 +103,7 @@ class CpuBackend:
         found = _C.speculate(
             self._how(op.work),
             _native(op),
-            _inputs(tile, op.experts),
+            _inputs(tile, op.experts * len(tile.experts) if tile.together else op.experts),
             [(_cuts(m.strict), _cuts(m.wide)) for m in margins],
             0 if out is None else out.data_ptr(),
             _C.DType.bf16 if out is None else _DTYPES[out.dtype],
@@ -116,7 +133,7 @@ class CpuBackend:
             0 if base is None else base.data_ptr(),
             [x.data_ptr() for x in experts],
         )
-        return index, Tile(tile.tensor, 0, base, experts)
+        return index, replace(tile, offset=0, base=base, experts=experts)
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         check_batch(op, batch)
@@ -169,6 +186,35 @@ class CpuBackend:
         _C.masked_sums(self._how(op.work), _native(op), inputs, out.data_ptr())
         return out
 
+    def energies(self, op: FusedOp, tile: Tile) -> torch.Tensor:
+        check_tile(tile, op.work, _CPU)
+        shape = (-(-tile.numel // BLOCK), len(tile.experts))
+        out = torch.empty(shape, dtype=torch.float64, device=_CPU)
+        inputs = _inputs(tile, op.experts)
+        _C.energies(self._how(op.work), _native(op), inputs, out.data_ptr())
+        return out
+
+    def prune(self, pruning: Pruning, tile: Tile) -> tuple[torch.Tensor | None, ...]:
+        check_tile(tile, pruning.work, _CPU)
+        check_pruning(pruning, tile)
+        nbytes = -(-tile.numel // 8)
+        masks = tuple(
+            huge.empty(nbytes, torch.uint8) if odds.smallest < KEEP_ALL else None
+            for odds in pruning.odds
+        )
+        rows = _C.Pruning(
+            length=pruning.length,
+            stride=pruning.stride,
+            seed=pruning.seed,
+            name_hash=pruning.name_hash,
+        )
+        odds = [
+            _C.Odds(index=o.index, smallest=o.smallest, largest=o.largest) for o in pruning.odds
+        ]
+        addresses = [0 if mask is None else mask.data_ptr() for mask in masks]
+        _C.prune(self._how(pruning.work), rows, odds, _inputs(tile), addresses)
+        return masks
+
     def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
         check_tile(tile, work, _CPU, deltas=False)
         shape = (-(-tile.numel // BLOCK), len(tile.experts), len(tile.experts))
@@ -195,18 +241,21 @@ def all_finite(tensor: torch.Tensor, threads: int = 1) -> bool:
 
 def _inputs(tile: Tile, scalars: tuple[ExpertScalars, ...] | None = None) -> _C.Inputs:
     scalars = scalars or (_PLAIN,) * len(tile.experts)
+    masks = tile.masks or (None,) * len(tile.experts)
     return _C.Inputs(
         base=0 if tile.base is None else tile.base.data_ptr(),
         base_dtype=_C.DType.f32 if tile.base is None else _DTYPES[tile.base.dtype],
         experts=[
-            _expert(t.data_ptr(), t.dtype, s) for t, s in zip(tile.experts, scalars, strict=True)
+            _expert(t.data_ptr(), t.dtype, s, 0 if mask is None else mask.data_ptr())
+            for t, s, mask in zip(tile.experts, scalars, masks, strict=True)
         ],
         offset=tile.offset,
         numel=tile.numel,
+        together=tile.together,
     )
 
 
-def _expert(address: int, dtype: torch.dtype, scalars: ExpertScalars) -> _C.Expert:
+def _expert(address: int, dtype: torch.dtype, scalars: ExpertScalars, mask: int = 0) -> _C.Expert:
     return _C.Expert(
         data=address,
         dtype=_DTYPES[dtype],
@@ -216,6 +265,7 @@ def _expert(address: int, dtype: torch.dtype, scalars: ExpertScalars) -> _C.Expe
         share=scalars.share,
         window=_cuts(scalars.window),
         keep_below=scalars.keep_below,
+        mask=mask,
     )
 
 
@@ -233,4 +283,6 @@ def _native(op: FusedOp) -> _C.FusedOp:
         seed=op.seed,
         name_hash=op.name_hash,
         ballots_are_values=all(e.coef == e.vote for e in op.experts),
+        trim_by=getattr(_C.TrimBy, op.trim_by),
+        least=op.least,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,11 +12,13 @@ from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculatio
 from mergekern.backends.checks import (
     check_batch,
     check_inputs,
+    check_margins,
     check_open,
     check_out,
     check_tile,
 )
 from mergekern.backends.functions import run
+from mergekern.backends.hosted import Host, on_host, wants_host
 from mergekern.backends.launch import (
     Kernels,
     Pass,
@@ -26,7 +29,7 @@ from mergekern.backends.launch import (
     windows_of,
 )
 from mergekern.backends.ranked import fuse_ranked
-from mergekern.fused import EVERY_INDEX, Batch, ExpertScalars, Findings, FusedOp, Tile
+from mergekern.fused import EVERY_INDEX, Batch, ExpertScalars, Findings, FusedOp, Pruning, Tile
 
 
 class DeviceBackend:
@@ -41,6 +44,7 @@ class DeviceBackend:
         self.name = kernels.name
         self.device = device
         self._kernels = kernels
+        self._host = Host()
 
     def pin(self, memory: torch.Tensor) -> Callable[[], None]:
         return nothing
@@ -50,6 +54,8 @@ class DeviceBackend:
         check_out(tile, out, self.device)
         if op.rule == "function":
             return run(op, tile, out, self.fuse, lambda x: bool(x.isfinite().all()))
+        if wants_host(op, tile):
+            return self._host.fuse(op, tile, out)
         todo = self.start(op, batch_of(op, tile, out), windows_of(op))
         return findings(todo.found).get(0, Findings())
 
@@ -57,10 +63,13 @@ class DeviceBackend:
         self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None
     ) -> Speculation:
         check_tile(tile, op.work, self.device)
-        if op.rule != "task_vector" or len(margins) != len(tile.experts):
-            raise ValueError(f"{tile.tensor}: want a task_vector op, a margin for every expert")
+        check_margins(op, tile, margins)
         if out is not None:
             check_out(tile, out, self.device)
+        if tile.together or wants_host(op, tile):
+            seen = self._host.loops.speculate(op, on_host(tile), margins, None)
+            found = Findings() if out is None else self.fuse(op, tile, out)
+            return Speculation(found, seen.kept, seen.open.to(self.device))
         marks = torch.empty(-(-tile.numel // 8), dtype=torch.uint8, device=self.device)
         batch = batch_of(op, tile, out)
         todo = self.start(op, batch, windows_of(op, margins), np.array([marks.data_ptr()]))
@@ -82,7 +91,8 @@ class DeviceBackend:
         if index.numel() > most:
             return None
         base = None if tile.base is None else tile.base[index]
-        return index, Tile(tile.tensor, 0, base, tuple(x[index] for x in tile.experts))
+        experts = tuple(x[index] for x in tile.experts)
+        return index, replace(tile, offset=0, base=base, experts=experts)
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         check_batch(op, batch, self.ranked, together=True)
@@ -126,6 +136,8 @@ class DeviceBackend:
 
     def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
         check_tile(tile, work, self.device)
+        if tile.together:
+            return self._host.loops.magnitudes(on_host(tile), expert, work)
         assert tile.base is not None
         delta = tile.experts[expert].to(work) - tile.base.to(work)
         bits = delta.abs().view(torch.int64 if work == torch.float64 else torch.int32)
@@ -137,6 +149,8 @@ class DeviceBackend:
         check_tile(tile, work, self.device)
         if [t.shape for t in tallies] != [(self.lanes, b.bins) for b in brackets]:
             raise ValueError(f"{tile.tensor}: a tally is [{self.lanes}, bins]")
+        if tile.together:
+            return self._count_together(tile, brackets, work, tallies)
         sizes = [b.bins for b in brackets]
         first = np.cumsum([0, *sizes])
         table = np.array(
@@ -158,13 +172,35 @@ class DeviceBackend:
             Counts(int(above[:, q].sum()), inside[:, q].contiguous()) for q in range(len(brackets))
         ]
 
+    def _count_together(
+        self, tile: Tile, brackets: list[Bracket], work: torch.dtype, tallies: list[torch.Tensor]
+    ) -> list[Counts]:
+        loops = self._host.loops
+        own = [
+            torch.zeros((loops.lanes, b.bins), dtype=torch.int64, device="cpu") for b in brackets
+        ]
+        counts = loops.count(on_host(tile), brackets, work, own)
+        for tally, mine in zip(tallies, own, strict=True):
+            tally[0] += mine.sum(0)
+        return counts
+
     def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
         check_tile(tile, op.work, self.device)
+        if wants_host(op, tile):
+            return self._host.loops.masked_sums(op, on_host(tile))
         shape = (-(-tile.numel // BLOCK), len(tile.experts), 2)
         out = torch.empty(shape, dtype=torch.float64, device=self.device)
         todo = self.tables(op, batch_of(op, tile, None), windows_of(op))
         self._kernels.masked_sums(todo, out)
         return out.cpu()
+
+    def energies(self, op: FusedOp, tile: Tile) -> torch.Tensor:
+        check_tile(tile, op.work, self.device)
+        return self._host.loops.energies(op, on_host(tile))
+
+    def prune(self, pruning: Pruning, tile: Tile) -> tuple[torch.Tensor | None, ...]:
+        check_tile(tile, pruning.work, self.device)
+        return self._host.prune(pruning, tile)
 
     def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
         check_tile(tile, work, self.device, deltas=False)

@@ -13,9 +13,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation, nothing
+from mergekern.backends import CHUNK, Bracket, Counts, Margin, Speculation, nothing
 from mergekern.backends.functions import run
+from mergekern.backends.masks import masks_of, packed, unpacked
 from mergekern.backends.philox import coins
+from mergekern.backends.rounding import round_to
+from mergekern.backends.sums import block_sums
 from mergekern.fused import (
     EVERY_INDEX,
     KEEP_ALL,
@@ -23,11 +26,10 @@ from mergekern.fused import (
     ExpertScalars,
     Findings,
     FusedOp,
+    Pruning,
     Tile,
     Window,
 )
-
-_LANES = 16  # partial sums of a reduction
 
 
 class ReferenceBackend:
@@ -55,15 +57,14 @@ class ReferenceBackend:
     ) -> Speculation:
         kept = torch.zeros((len(margins), 2, 2), dtype=torch.int64, device="cpu")
         marked = torch.zeros(tile.numel, dtype=torch.bool, device="cpu")
-        for k, d in enumerate(_deltas(tile, op.work)):
+        for k, d in enumerate(_looked_at(tile, op.work)):
             windows = (margins[k].strict, op.experts[k].window, margins[k].wide)
             for cut in (0, 1):
                 strict, given, wide = (reached(d, w, tile.offset)[cut] for w in windows)
                 kept[k, cut] = torch.stack([strict.sum(), given.sum()])
                 marked |= wide & ~given
-        packed = torch.from_numpy(np.packbits(marked.numpy(), bitorder="little"))
         found = Findings() if out is None else self.fuse(op, tile, out)
-        return Speculation(found, kept, packed)
+        return Speculation(found, kept, packed(marked))
 
     def compact(
         self, tile: Tile, open_: torch.Tensor, most: int
@@ -73,7 +74,11 @@ class ReferenceBackend:
         if index.numel() > most:
             return None
         base = None if tile.base is None else tile.base[index]
-        return index, Tile(tile.tensor, 0, base, tuple(x[index] for x in tile.experts))
+        experts = tuple(x[index] for x in tile.experts)
+        return index, replace(tile, offset=0, base=base, experts=experts)
+
+    def prune(self, pruning: Pruning, tile: Tile) -> tuple[torch.Tensor | None, ...]:
+        return masks_of(pruning, _deltas(tile, pruning.work), tile.offset)
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         found = {}
@@ -99,23 +104,24 @@ class ReferenceBackend:
         return found
 
     def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
-        return magnitude_bits(_deltas(tile, work)[expert])
+        return magnitude_bits(_looked_at(tile, work)[expert])
 
     def count(
         self, tile: Tile, brackets: list[Bracket], work: torch.dtype, tallies: list[torch.Tensor]
     ) -> list[Counts]:
-        deltas = _deltas(tile, work)
+        deltas = _looked_at(tile, work)
         return [
             _count(magnitude_bits(deltas[b.expert]), b, tally)
             for b, tally in zip(brackets, tallies, strict=True)
         ]
 
     def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
-        sums = []
-        for d, expert in zip(_deltas(tile, op.work), op.experts, strict=True):
-            kept = drop(trim(d, expert.window, tile.offset), op, expert, tile.offset)
-            sums.append(torch.stack([block_sums(d.abs()), block_sums(kept.abs())], dim=1))
+        pairs = zip(_deltas(tile, op.work), thinned(op, tile), strict=True)
+        sums = [torch.stack([block_sums(d.abs()), block_sums(t.abs())], dim=1) for d, t in pairs]
         return torch.stack(sums, dim=1)
+
+    def energies(self, op: FusedOp, tile: Tile) -> torch.Tensor:
+        return torch.stack([block_sums(d.double() * d.double()) for d in thinned(op, tile)], 1)
 
     def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
         rows = [x.double() for x in _deltas(tile, work)]
@@ -159,13 +165,36 @@ def task_vector(op: FusedOp, tile: Tile) -> torch.Tensor:
     assert tile.base is not None
     base = tile.base.to(op.work)
     values, ballots = [], []
-    for d, expert in zip(_deltas(tile, op.work), op.experts, strict=True):
-        d = drop(trim(d, expert.window, tile.offset), op, expert, tile.offset)
+    for d, expert in zip(thinned(op, tile), op.experts, strict=True):
         values.append(d * _scalar(expert.coef, op))
         ballots.append(d * _scalar(expert.vote, op))
     agree = elect(op, ballots)
     mixed = combine(op, values, agree)
     return base + _scalar(op.scale, op) * mixed
+
+
+def thinned(op: FusedOp, tile: Tile) -> list[torch.Tensor]:
+    """The deltas, masked, trimmed and dropped."""
+    deltas = _deltas(tile, op.work)
+    spread = variance(deltas) if op.trim_by == "variance" else None
+    left = []
+    for d, mask, expert in zip(deltas, _masks(tile), op.experts, strict=True):
+        d = torch.where(mask, d, 0.0)
+        d = trim(d, expert.window, tile.offset, spread)
+        left.append(drop(d, op, expert, tile.offset))
+    return left
+
+
+def variance(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Over the experts, of their number and not one less."""
+    count = torch.tensor(float(len(deltas)), dtype=deltas[0].dtype, device="cpu")
+    total = torch.zeros_like(deltas[0])
+    for d in deltas:
+        total = total + d
+    mean, squares = total / count, torch.zeros_like(total)
+    for d in deltas:
+        squares = squares + (d - mean) * (d - mean)
+    return squares / count
 
 
 def elect(op: FusedOp, ballots: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -187,7 +216,9 @@ def combine(op: FusedOp, values: list[torch.Tensor], agree: list[torch.Tensor]) 
         num = torch.where(larger, kept, num) if op.combine == "max" else num + kept
         den = den + torch.where(a, _scalar(expert.share, op), 0.0)
     if op.combine == "mean":
-        return num / torch.where(den == 0, 1.0, den)
+        den = torch.where(den == 0, 1.0, den)
+        least = _scalar(op.least, op)
+        return num / (torch.where(den < least, least, den) if op.least else den)
     return num / _scalar(op.divisor, op)
 
 
@@ -198,8 +229,10 @@ def linear_combination(op: FusedOp, tile: Tile) -> torch.Tensor:
     return total / _scalar(op.divisor, op)
 
 
-def trim(d: torch.Tensor, window: Window, offset: int) -> torch.Tensor:
-    low, high = reached(d, window, offset)
+def trim(
+    d: torch.Tensor, window: Window, offset: int, by: torch.Tensor | None = None
+) -> torch.Tensor:
+    low, high = reached(d if by is None else by, window, offset)
     return torch.where(low & ~high, d, 0.0)
 
 
@@ -222,28 +255,10 @@ def drop(d: torch.Tensor, op: FusedOp, expert: ExpertScalars, offset: int) -> to
     )
 
 
-def round_to(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Rounded once, to nearest even. torch rounds fp64 twice on its way to bf16 and fp16, hence the
-    search among the neighbours of what it gives."""
-    twice = x.to(dtype)
-    if x.dtype != torch.float64 or dtype not in (torch.float16, torch.bfloat16):
-        return twice
-    bits = twice.view(torch.int16).long() & 0xFFFF
-    best, best_error = twice, (_value(twice) - x).abs()
-    for step in (-1, 1):
-        other = ((bits & 0x7FFF) + step).clamp(min=0) | (bits & 0x8000)
-        other = other.to(torch.int16).view(dtype)
-        error = (_value(other) - x).abs()
-        closer = (error < best_error) | ((error == best_error) & (bits % 2 == 1))
-        closer &= ~other.isnan()
-        best, best_error = torch.where(closer, other, best), torch.where(closer, error, best_error)
-    return best
-
-
-def _value(x: torch.Tensor) -> torch.Tensor:
-    """In fp64, infinity as the number that would follow the largest finite one."""
-    beyond = 2.0 ** (16 if x.dtype == torch.float16 else 128)
-    return torch.where(x.isinf(), x.double().sign() * beyond, x.double())
+def _masks(tile: Tile) -> list[torch.Tensor]:
+    every = torch.ones(tile.numel, dtype=torch.bool, device="cpu")
+    masks = tile.masks or (None,) * len(tile.experts)
+    return [every if m is None else unpacked(m, tile.numel) for m in masks]
 
 
 # whole tiles
@@ -251,21 +266,6 @@ def _value(x: torch.Tensor) -> torch.Tensor:
 
 def magnitude_bits(d: torch.Tensor) -> torch.Tensor:
     return d.abs().view(torch.int64 if d.dtype == torch.float64 else torch.int32).long()
-
-
-def block_sums(x: torch.Tensor) -> torch.Tensor:
-    """Sums per BLOCK elements in fp64: lane i mod 16 in order, then the lanes in order."""
-    blocks = -(-x.numel() // BLOCK)
-    padded = torch.zeros(blocks * BLOCK, dtype=torch.float64, device="cpu")
-    padded[: x.numel()] = x.double()
-    rows = padded.view(blocks, BLOCK // _LANES, _LANES)
-    lanes = torch.zeros(blocks, _LANES, dtype=torch.float64, device="cpu")
-    for row in range(rows.shape[1]):
-        lanes = lanes + rows[:, row]
-    total = torch.zeros(blocks, dtype=torch.float64, device="cpu")
-    for lane in range(_LANES):
-        total = total + lanes[:, lane]
-    return total
 
 
 def _count(bits: torch.Tensor, bracket: Bracket, tally: torch.Tensor) -> Counts:
@@ -282,6 +282,11 @@ def _count(bits: torch.Tensor, bracket: Bracket, tally: torch.Tensor) -> Counts:
 def _deltas(tile: Tile, work: torch.dtype) -> list[torch.Tensor]:
     wide = [x.to(work) for x in tile.experts]
     return wide if tile.base is None else [x - tile.base.to(work) for x in wide]
+
+
+def _looked_at(tile: Tile, work: torch.dtype) -> list[torch.Tensor]:
+    deltas = _deltas(tile, work)
+    return [variance(deltas)] if tile.together else deltas
 
 
 def _scalar(value: float, op: FusedOp) -> torch.Tensor:

@@ -18,9 +18,10 @@ import torch
 from mergekern.backends import CHUNK, Backend, Bracket, Counts, Margin, Speculation, nothing
 from mergekern.backends.checks import check_batch, check_out, check_tile
 from mergekern.backends.device import DeviceBackend
+from mergekern.backends.hosted import wants_host
 from mergekern.backends.launch import batch_of, findings, windows_of
 from mergekern.backends.slots import Slot, stretches
-from mergekern.fused import EVERY_INDEX, Batch, Findings, FusedOp, Tile
+from mergekern.fused import EVERY_INDEX, Batch, Findings, FusedOp, Pruning, Tile
 from mergekern.tiles import cut
 
 SLOTS = 3
@@ -74,6 +75,8 @@ class StagedBackend:
         check_out(tile, out, _HOST)
         if op.rule == "function":
             return self._call(op, tile, out)
+        if wants_host(op, tile):
+            return self._host.fuse(op, tile, out)
         found, _ = self._run(op, batch_of(op, tile, out), windows_of(op))
         return found.get(0, Findings())
 
@@ -83,6 +86,8 @@ class StagedBackend:
         check_tile(tile, op.work, _HOST)
         if out is not None:
             check_out(tile, out, _HOST)
+        if tile.together or wants_host(op, tile):
+            return self._host.speculate(op, tile, margins, out)
         marks = torch.empty(-(-tile.numel // 8), dtype=torch.uint8, device=_HOST)
         found, kept = self._run(op, batch_of(op, tile, out), windows_of(op, margins), marks)
         return Speculation(found.get(0, Findings()), kept, marks)
@@ -106,6 +111,15 @@ class StagedBackend:
     def count(
         self, tile: Tile, brackets: list[Bracket], work: torch.dtype, tallies: list[torch.Tensor]
     ) -> list[Counts]:
+        if tile.together:
+            own = [
+                torch.zeros((self._host.lanes, b.bins), dtype=torch.int64, device=_HOST)
+                for b in brackets
+            ]
+            counts = self._host.count(tile, brackets, work, own)
+            for tally, mine in zip(tallies, own, strict=True):
+                tally[0] += mine.sum(0)
+            return counts
         counted = [self._inner.count(t, brackets, work, tallies) for t in self._copies(tile)]
         return [
             Counts(sum(c.above for c in mine), torch.cat([c.chunks for c in mine]))
@@ -113,7 +127,15 @@ class StagedBackend:
         ]
 
     def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
+        if wants_host(op, tile):
+            return self._host.masked_sums(op, tile)
         return torch.cat([self._inner.masked_sums(op, t) for t in self._copies(tile)])
+
+    def energies(self, op: FusedOp, tile: Tile) -> torch.Tensor:
+        return self._host.energies(op, tile)
+
+    def prune(self, pruning: Pruning, tile: Tile) -> tuple[torch.Tensor | None, ...]:
+        return self._host.prune(pruning, tile)
 
     def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
         return torch.cat([self._inner.gram(t, work) for t in self._copies(tile)])

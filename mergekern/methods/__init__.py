@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Registered in this order, which is that of the documentation.
 from mergekern.methods import linear, model_stock, passthrough, spherical, task_vectors  # isort: skip
-from mergekern.methods import elementwise  # isort: skip
+from mergekern.methods import elementwise, sce  # isort: skip
 from mergekern.methods.functions import method
 from mergekern.methods.parameters import Doc, Parameter, nearest
 from mergekern.methods.plugins import load_plugin
@@ -24,6 +24,7 @@ __all__ = [
     "model_stock",
     "nearest",
     "passthrough",
+    "sce",
     "spherical",
     "task_vectors",
 ]

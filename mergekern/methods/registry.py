@@ -168,6 +168,7 @@ def method(
     paper: str,
     models: tuple[int, int | None] = (1, None),
     lone: bool = False,
+    inert: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[..., Spec]], Callable[..., Spec]]:
     """Make a function a method: its signature is the configuration, its docstring the manual."""
 
@@ -182,6 +183,7 @@ def method(
             paper=paper,
             doc=inspect.getdoc(function) or "",
             parameters=parameters_of(function),
+            inert=inert,
         )
         return function
 

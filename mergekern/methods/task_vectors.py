@@ -1,7 +1,7 @@
 """The task-vector family: one formula; its members differ in a row of a table.
 
     d_k  = x_k - base                                           task vector, delta
-    d_k  = trim(d_k; density_k, gamma_k) or drop(d_k; density_k)
+    d_k  = trim(d_k; density_k, gamma_k) or drop(d_k; density_k, epsilon_k)
     v_k  = rescale_k weight_k d_k                               value
     s    = sign of the sum of the ballots (a zero sum counts as +)
     a_k  = ballot_k has sign s                                  agreement
@@ -36,7 +36,7 @@ class Member:
     title: str
     paper: str
     doc: str
-    sparsify: Literal["none", "trim", "drop"]
+    sparsify: Literal["none", "trim", "drop", "drop by rank"]
     elects: bool
     outliers: bool = False
     normalize: bool = False
@@ -44,12 +44,17 @@ class Member:
     inert: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def drops(self) -> bool:
+        return self.sparsify in ("drop", "drop by rank")
+
+    @property
     def without(self) -> frozenset[str]:
         """Keywords of `task_vector` that have no place in this method."""
         return frozenset(
             (() if self.elects else ("elect", "ballot", "disjoint"))
             + (() if self.sparsify == "trim" else ("scope", "ties"))
-            + (() if self.sparsify == "drop" else ("seed",))
+            + (() if self.drops else ("seed",))
+            + (() if self.sparsify == "drop by rank" else ("epsilon",))
             + (() if self.outliers else ("gamma",))
         )
 
@@ -62,6 +67,9 @@ def task_vector(
     gamma: Annotated[
         PerModel, Doc("fraction trimmed off the top, as outliers, if density < 1", "[0, 1]")
     ] = (0.0,),
+    epsilon: Annotated[
+        PerModel, Doc("how far the odds of large and small deltas are off density", "[0, 1)")
+    ] = (0.15,),
     lambda_: Annotated[float, Doc("factor of the merged delta")] = 1.0,
     normalize: Annotated[
         bool | None,
@@ -100,14 +108,16 @@ def task_vector(
     if normalize and not member.elects:
         check_divisible(weight)
     ones = (1.0,) * len(weight)
-    # Trimming keeps one magnitude at the least: what a density of 0 empties is dropped instead.
-    empties = tuple(0.0 if each == 0 else 1.0 for each in density)
+    trimmed = density if member.sparsify == "trim" else ones
+    if member.sparsify == "drop by rank":
+        check_odds(density, epsilon)
     return Spec(
         rule="task_vector",
         weight=weight,
-        density=tuple(each or 1.0 for each in density) if member.sparsify == "trim" else ones,
+        density=tuple(each or 1.0 for each in trimmed),  # a trim keeps one at the least
         gamma=gamma if member.outliers else (0.0,) * len(weight),
-        keep={"trim": empties, "drop": density, "none": ones}[member.sparsify],
+        keep=density if member.drops else tuple(map(float, map(bool, trimmed))),
+        epsilon=epsilon if member.sparsify == "drop by rank" else (),
         rescale=rescale,
         elect=elect if member.elects else "none",
         ballot=ballot,
@@ -118,6 +128,16 @@ def task_vector(
         ties=ties,
         seed=seed,
     )
+
+
+def check_odds(density: PerModel, epsilon: PerModel) -> None:
+    """RecipeError where density +- epsilon are no probabilities, or certain."""
+    for d, e in zip(density, epsilon, strict=True):
+        if 0 < d < 1 and not 0 < d - e <= d + e < 1:
+            raise RecipeError(
+                f"density {d:g} with epsilon {e:g} gives odds from {d - e:g} to {d + e:g}; both "
+                "must lie between 0 and 1: give a smaller epsilon"
+            )
 
 
 NOTHING_TRIMMED = "task_arithmetic keeps every delta whole"
@@ -176,6 +196,38 @@ FAMILY = (
         sparsify="drop",
         elects=True,
         defaults={"normalize": False, "rescale": "l1"},
+    ),
+    Member(
+        "della_linear",
+        "drop the smaller ones more often, then sum of task vectors",
+        "arXiv:2406.11617",
+        """d_k = coin(density_k - epsilon_k + 2 epsilon_k rank / (n - 1)) (x_k - base), rescaled;
+        out = base + lambda * sum_k weight_k d_k
+
+        The drop of the paper (MAGPRUNE): in each row of n elements along the second dimension (a
+        vector is one row), the magnitude of rank 0 is kept with probability density - epsilon, the
+        largest with density + epsilon; equal magnitudes are ranked by index. Both must lie between
+        0 and 1, unless density is 1, which keeps everything. As mergekit, what is left is rescaled
+        to the sum of magnitudes it had (`l1`); the paper divides each delta by its own probability.
+        A row of one element is kept with probability density. Coins are those of dare_linear.""",
+        sparsify="drop by rank",
+        elects=False,
+        defaults={"normalize": False, "rescale": "l1"},
+    ),
+    Member(
+        "della",
+        "drop the smaller ones more often, elect signs, merge what agrees",
+        "arXiv:2406.11617",
+        """d_k = coin(density_k - epsilon_k + 2 epsilon_k rank / (n - 1)) (x_k - base), rescaled;
+        s = sign(sum_k weight_k d_k), + when zero;
+        out = base + lambda * sum_k [sign d_k weight_k = s] weight_k d_k / sum_k [same] weight_k
+
+        The drop of della_linear with the election of TIES; as mergekit, the sum is divided by the
+        weights that agree unless `normalize` is false.""",
+        sparsify="drop by rank",
+        elects=True,
+        normalize=True,
+        defaults={"rescale": "l1"},
     ),
     Member(
         "breadcrumbs",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 import torch
 from torch import Tensor
 
 import mergekern
+from mergekern.backends.philox import coins
 
 State = dict[str, Tensor]
 WEIGHT, DENSITY = (0.7, 0.4, 1.1), (0.3, 0.6, 0.5)
@@ -192,3 +195,56 @@ def test_a_density_of_0_leaves_a_model_out(method, rescale) -> None:
     if method == "ties":  # divided by the weight that agrees
         first = {n: d / WEIGHT[0] for n, d in first.items()}
     check(run(method, density=[1, 0, 0], rescale=rescale), first)
+
+
+@pytest.mark.parametrize("method", ["della", "della_linear"])
+def test_della(method: str) -> None:
+    epsilon = (0.1, 0.2, 0.15)
+
+    def one(name: str) -> Tensor:
+        values = []
+        for k, delta in enumerate(deltas(name)):
+            rows = delta if delta.dim() > 1 else delta[None]
+            rank = rows.abs().argsort(1).argsort(1).double()
+            odds = DENSITY[k] - epsilon[k] + 2 * epsilon[k] * rank / (rows.shape[1] - 1)
+            thrown = coins(3, zlib.crc32(name.encode()), k, torch.arange(delta.numel()))
+            kept = delta * (thrown.view(rows.shape) < odds * 2**32).view(delta.shape)
+            values.append(WEIGHT[k] * kept * delta.abs().sum() / kept.abs().sum())
+        if method == "della_linear":
+            return torch.as_tensor(sum(values))
+        agree = elected(values)
+        shares = torch.as_tensor(sum(w * a.double() for w, a in zip(WEIGHT, agree, strict=True)))
+        mixed = sum(v * a for v, a in zip(values, agree, strict=True))
+        return mixed / torch.where(shares == 0, 1.0, shares)
+
+    got = run(method, density=list(DENSITY), epsilon=list(epsilon), seed=3)
+    check(got, {n: one(n) for n in "abc"})
+
+
+@pytest.mark.parametrize("topk", [1.0, 0.5, 0.1, 0.0])
+@pytest.mark.parametrize("size", [1.0, 1e-4, 1e-9])
+def test_sce(topk: float, size: float) -> None:
+    """size: of the last delta; with all of them 1e-4, weights are equal."""
+    base, *experts = states()
+    scale = (1.0, 1.0, size) if size != 1e-4 else (1e-4,) * 3
+    experts = [
+        {n: base[n] + s * (x[n] - base[n]) for n in base}
+        for s, x in zip(scale, experts, strict=True)
+    ]
+    merged = mergekern.merge("sce", base=base, models=experts, select_topk=topk)
+    assert isinstance(merged, dict)
+    for name in base:
+        d = torch.stack([x[name] - base[name] for x in experts])
+        if topk < 1:
+            spread = d.var(0, unbiased=False).flatten()
+            chosen = spread.topk(int(int((spread != 0).sum()) * topk)).indices
+            mask = torch.zeros_like(spread)
+            mask[chosen] = 1
+            d = d * mask.view(d.shape[1:])
+        energy = d.square().flatten(1).mean(1)
+        weight = energy / energy.sum() if energy.sum() >= 1e-6 else torch.full_like(energy, 1 / 3)
+        weight = weight.view(-1, *[1] * (d.dim() - 1))
+        agree = (d.sign() == torch.where(d.sum(0) >= 0, 1.0, -1.0)).double()
+        want = (d * weight * agree).sum(0) / (weight * agree).sum(0).clamp(min=1e-6)
+        got = merged[name] - base[name]
+        torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-14 if size == 1 else 1e-12)

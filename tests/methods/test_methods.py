@@ -33,12 +33,15 @@ def test_the_table_has_what_recipes_name() -> None:
         "ties",
         "dare_linear",
         "dare_ties",
+        "della_linear",
+        "della",
         "breadcrumbs",
         "breadcrumbs_ties",
         "nearswap",
         "ram",
         "ramplus_tl",
         "arcee_fusion",
+        "sce",
     ]
 
 

@@ -1,0 +1,154 @@
+// Thin out: masks, and windows that look at the variance of all deltas.
+#pragma once
+#include "cpu/blocks.h"
+#include "cpu/scratch.h"
+
+namespace mergekern {
+namespace MK_ISA {
+namespace {
+
+// kept[i] = 0xffff where bit i of a mask is set, 0 elsewhere; n is less than a register behind the
+// last one that is wanted
+inline void unpack_block(const uint8_t* mask, uint16_t* kept, int n) {
+  uint8_t bits[kStep / 8 + sizeof(MaskBits)] = {};
+  __builtin_memcpy(bits, mask, static_cast<size_t>((n + 7) / 8));
+  for (int i = 0; i < n; i += kLanesOf16) store(kept + i, words_of_16(bits + i / 8));
+}
+
+template <typename Work>
+void keep_only(const uint16_t* __restrict__ kept, Work* __restrict__ d, int n) {
+  for (int i = 0; i < n; ++i) d[i] = kept[i] ? d[i] : Work(0);
+}
+
+// x / count, which is a product where count is a power of two
+template <typename Work>
+struct Count {
+  Work count, inverse;
+  bool exact;
+  explicit Count(int n) : count(static_cast<Work>(n)), inverse(1 / count), exact(!(n & (n - 1))) {}
+};
+
+// The variance of K deltas whose inputs are all of one type.
+template <typename T, int K, bool kExact, typename Work>
+void variance_of(const Unaligned<T>* __restrict__ base, const Unaligned<T>* const* inputs,
+                 Count<Work> by, Work* __restrict__ out, int n) {
+  const Unaligned<T>* x[K];
+  for (int k = 0; k < K; ++k) x[k] = inputs[k];
+  for (int i = 0; i < n; ++i) {
+    const Work b = static_cast<Work>(widen(base[i].value));
+    Work total = 0, squares = 0, d[K];
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) {
+      d[k] = static_cast<Work>(widen(x[k][i].value)) - b;
+      total = total + d[k];
+    }
+    const Work mean = kExact ? total * by.inverse : total / by.count;
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) {
+      const Work off = d[k] - mean;
+      squares = squares + off * off;
+    }
+    out[i] = kExact ? squares * by.inverse : squares / by.count;
+  }
+}
+
+template <typename T, typename Work>
+void variance_of(const Tile& t, int64_t at_, Count<Work> by, Work* out, int n) {
+  const auto* base = at<T>(t.base, at_);
+  const Unaligned<T>* x[4];
+  for (int k = 0; k < t.count; ++k) x[k] = at<T>(t.experts[k].data, at_);
+  switch (t.count) {
+    case 1: return variance_of<T, 1, true>(base, x, by, out, n);
+    case 2: return variance_of<T, 2, true>(base, x, by, out, n);
+    case 3: return variance_of<T, 3, false>(base, x, by, out, n);
+    default: return variance_of<T, 4, true>(base, x, by, out, n);
+  }
+}
+
+inline bool few_of_one_type(const Tile& t) {
+  bool all = t.count <= 4;
+  for (int k = 0; k < t.count; ++k) all = all && t.experts[k].dtype == t.base_dtype;
+  return all;
+}
+
+template <typename Work>
+void divide_block(Count<Work> by, Work* __restrict__ x, int n) {
+  if (by.exact) {
+    for (int i = 0; i < n; ++i) x[i] = x[i] * by.inverse;
+  } else {
+    for (int i = 0; i < n; ++i) x[i] = x[i] / by.count;
+  }
+}
+
+// out = the variance of all deltas of elements at … at + n - 1
+template <typename Work>
+void variance_block(const Tile& t, int64_t at, Work* __restrict__ out, int n) {
+  const Count<Work> by(t.count);
+  if (few_of_one_type(t)) {
+    with_type(t.base_dtype, [&](auto type) { variance_of<decltype(type)>(t, at, by, out, n); });
+    return;
+  }
+  alignas(64) Work base[kStep], mean[kStep], d[kStep];
+  widen_block(t.base, t.base_dtype, at, base, n);
+  clear(mean, n);
+  clear(out, n);
+  for (int k = 0; k < t.count; ++k) {
+    delta_block<false>(t.experts[k], at, base, d, n, 0, 0);
+    for (int i = 0; i < n; ++i) mean[i] = mean[i] + d[i];
+  }
+  divide_block(by, mean, n);
+  for (int k = 0; k < t.count; ++k) {
+    delta_block<false>(t.experts[k], at, base, d, n, 0, 0);
+    for (int i = 0; i < n; ++i) {
+      const Work off = d[i] - mean[i];
+      out[i] = out[i] + off * off;
+    }
+  }
+  divide_block(by, out, n);
+}
+
+// kept[i] = 0xffff where the window holds the measured number of element + i, 0 elsewhere
+template <typename Work>
+void select_block(const Window& w, int64_t element, const Work* __restrict__ measured,
+                  uint16_t* __restrict__ kept, int n) {
+  for (int i = 0; i < n;) {
+    const int64_t here = element + i;
+    const int stop = i + same_cuts(w, here, n - i);
+    const auto lo = low_cut<Work>(w, here), hi = high_cut<Work>(w, here);
+    for (; i < stop; ++i) {
+      const auto m = magnitude(measured[i]);
+      kept[i] = (m >= lo) & (m < hi) ? 0xffff : 0;
+    }
+  }
+}
+
+inline bool by_variance(const FusedOp& op, const Expert& e) {
+  return op.trim_by == TrimBy::variance && e.trim;
+}
+
+// The deltas of one expert, masked, trimmed and dropped; false if an input of its is NaN or Inf.
+// spread: the variance of all deltas, where windows look at it
+template <typename Work>
+bool thinned_block(const FusedOp& op, const Tile& t, int k, int64_t at, const Work* base,
+                   const Work* spread, Work* __restrict__ d, int n) {
+  const Expert& e = t.experts[k];
+  uint16_t kept[kStep + kLanesOf16];
+  bool ok;
+  if (by_variance(op, e)) {
+    ok = delta_block<false>(e, at, base, d, n, 0, 0);
+    select_block(e.window, t.offset + at, spread, kept, n);
+    keep_only(kept, d, n);
+  } else {
+    ok = trimmed_block(e, at, t.offset + at, base, d, n);
+  }
+  if (e.mask) {
+    unpack_block(e.mask + at / 8, kept, n);
+    keep_only(kept, d, n);
+  }
+  if (e.drop) drop_block(e, op, t.offset + at, d, n);
+  return ok;
+}
+
+}  // namespace
+}  // namespace MK_ISA
+}  // namespace mergekern

@@ -1,0 +1,42 @@
+"""What the kernels for GPUs do not have (masks, drops by rank, looks at the variance): done by the
+compiled loops in the host's memory, for tensors that lie on a device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from mergekern.backends.cpu import CpuBackend
+from mergekern.fused import Findings, FusedOp, Pruning, Tile
+
+
+def wants_host(op: FusedOp, tile: Tile) -> bool:
+    """Whether an op over a tile is more than kernels for GPUs know."""
+    masked = any(mask is not None for mask in tile.masks)
+    return masked or op.trim_by == "variance" or op.least != 0
+
+
+def on_host(tile: Tile) -> Tile:
+    base = None if tile.base is None else tile.base.cpu()
+    experts = tuple(x.cpu() for x in tile.experts)
+    masks = tuple(None if mask is None else mask.cpu() for mask in tile.masks)
+    return replace(tile, base=base, experts=experts, masks=masks)
+
+
+class Host:
+    """The compiled loops, for tensors of a device."""
+
+    def __init__(self) -> None:
+        self.loops = CpuBackend()
+
+    def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
+        merged = torch.empty(out.numel(), dtype=out.dtype, device="cpu")
+        found = self.loops.fuse(op, on_host(tile), merged)
+        out.copy_(merged)
+        return found
+
+    def prune(self, pruning: Pruning, tile: Tile) -> tuple[torch.Tensor | None, ...]:
+        masks = self.loops.prune(pruning, on_host(tile))
+        device = tile.experts[0].device
+        return tuple(None if mask is None else mask.to(device) for mask in masks)

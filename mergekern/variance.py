@@ -1,0 +1,87 @@
+"""Selection by variance: the places where experts disagree most, and what each of them is worth.
+
+The variance of all deltas takes the place of a magnitude: the places of the largest ones are found
+as thresholds are (speculation.py), exactly and without a sort.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from mergekern.backends import Backend, Bracket
+from mergekern.counting import keys_by_counting
+from mergekern.fused import EVERY_INDEX, Tile, Window
+from mergekern.keys import LOWER, Wanted, bound_of, windows_of
+from mergekern.plan import Step
+from mergekern.sampling import draw, guess
+from mergekern.speculation import Bet, Trial
+from mergekern.tiles import Part, Tensors
+
+NOTHING = Window(lo=EVERY_INDEX)
+ALL = 0  # the place of all experts together
+
+
+class Together:
+    """A tensor of which the variance of all experts' deltas is looked at."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors = tensors
+        (step,) = tensors.steps
+        self.steps = [replace(step, expert_index=(ALL,))]
+        self.stretch = tensors.stretch
+
+    def tiles(self) -> Iterator[tuple[Step, Tile]]:
+        for _, tile in self._tensors.tiles():
+            yield self.steps[0], replace(tile, together=True)
+
+    def parts(self, parts: Sequence[Part]) -> Iterator[tuple[Sequence[Part], Tile]]:
+        (step,) = self._tensors.steps
+        own = [replace(part, step=step) for part in parts]
+        for group, tile in self._tensors.parts(own):
+            mine = [replace(part, step=self.steps[0]) for part in group]
+            yield mine, replace(tile, together=True)
+
+
+def largest_variances(backend: Backend, tensors: Tensors, fraction: float) -> Window:
+    """The window of the largest variances of one tensor: int(fraction * n) of the n that are not 0,
+    the first by index where they are equal."""
+    together = Together(tensors)
+    (step,) = together.steps
+    rank = int(_above_zero(backend, together) * fraction)
+    if not rank:
+        return NOTHING
+    ranks: dict[Wanted, int] = {(ALL, LOWER): rank}
+    sample = draw(backend, together, step.work, [ALL])
+    guessed = guess(sample, step.work, ranks, by_index=True)
+    bets = {wanted: Bet(rank, *guessed[wanted]) for wanted in ranks}
+    trial = Trial(backend, together.steps, bets, by_index=True)
+    trial.scan(together)
+    keys = trial.verdict(together)
+    if keys is None:
+        keys = keys_by_counting(backend, together, step.work, ranks, by_index=True)
+    (window,) = windows_of(step, 0, keys, by_index=True)
+    return window
+
+
+def _above_zero(backend: Backend, together: Together) -> int:
+    """How many variances are not 0."""
+    (step,) = together.steps
+    bracket = Bracket(ALL, 1, bound_of(step.work).bit_length() - 1, 1)
+    tally = torch.zeros((backend.lanes, 1), dtype=torch.int64, device="cpu")
+    for _, tile in together.tiles():
+        backend.count(tile, [bracket], step.work, [tally])
+    return int(tally.sum())
+
+
+def shares_of(energies: np.ndarray, numel: int, least: float) -> tuple[float, ...]:
+    """Weights in proportion to the mean squares, given the sums; equal ones where all the means
+    together are below `least`, or no number."""
+    means = [float(energy) / max(1, numel) for energy in energies]
+    total = sum(means)
+    if not least <= total < float("inf"):
+        return (1.0 / len(means),) * len(means)
+    return tuple(mean / total for mean in means)
