@@ -38,7 +38,6 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 ELEMENTWISE = ("linear", "task_arithmetic", "passthrough", "nearswap", "ram")
 # Ulps that an output may miss its rule by, given what it kept: mergekit sums magnitudes in fp32.
 RULED = {"mergekern": 4.0, "mergekit": 32.0}
-UNREAD = ("cannot be merged yet", "no Gram matrix")  # what is not done so far
 
 
 @dataclass
@@ -52,7 +51,7 @@ class Run:
     folder: Path
     structural: bool
     error: str = ""  # mergekit's
-    state: str = ""  # why there is no comparison
+    refused: bool = False  # by mergekern
     found: Difference = field(default_factory=Difference)
 
     @property
@@ -68,7 +67,7 @@ class Run:
         return self.folder / "mergekern"
 
     def ready(self) -> bool:
-        return not self.state and not self.error
+        return not self.refused and not self.error
 
 
 def planned(root: Path, only: Sequence[str], architectures: Sequence[str]) -> list[Run]:
@@ -119,15 +118,11 @@ def run_mergekit(runs: Iterable[Run], exact: bool = False) -> None:
 
 
 def run_mergekern(run: Run) -> None:
-    if run.case.method not in {method.name for method in mergekern.methods()}:
-        run.state = "absent"
-        return
     try:
-        mergekern.merge(run.case.text(run.models), output=str(run.ours), seed=7, threads=1)
-    except (mergekern.MergeError, AssertionError) as error:
-        run.state = "unread" if any(word in str(error) for word in UNREAD) else "REFUSED"
-        if run.state == "REFUSED":
-            run.found.faults.append(f"mergekern refuses it: {error}")
+        mergekern.merge(run.case.ours(run.models), output=str(run.ours), seed=7, threads=1)
+    except mergekern.MergeError as error:
+        run.refused = True
+        run.found.faults.append(f"mergekern refuses it: {error}")
 
 
 def compare(run: Run) -> None:
@@ -252,7 +247,6 @@ def tables(runs: Sequence[Run]) -> str:
 
 
 def _cell(runs: Sequence[Run]) -> str:
-    states = {run.state or ("mergekit fails" if run.error else "") for run in runs}
     total = Difference()
     for run in runs:
         total.add(run.found)
@@ -260,7 +254,7 @@ def _cell(runs: Sequence[Run]) -> str:
     if total.faults:
         return "FAULT"
     if not done:
-        return ", ".join(sorted(states))
+        return "mergekit fails"
     if all(run.case.random for run in done):
         return "by share" + (f", rule {total.at_operand:.2g}" if total.elements else "")
     return total.cell

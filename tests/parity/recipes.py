@@ -42,6 +42,16 @@ class Case:
         filled = [_with_paths(document, folders) | more for document in self.documents]
         return yaml.safe_dump_all(filled, sort_keys=False)
 
+    def ours(self, folders: Mapping[str, Path]) -> str:
+        """The same, without the padding that mergekit always drops where it builds a tokenizer."""
+        filled = [_with_paths(document, folders) for document in self.documents]
+        for document in filled:
+            source = document.pop("tokenizer_source", None)
+            if source is not None or "tokenizer" in document:
+                asked = document.get("tokenizer") or {"source": source}
+                document["tokenizer"] = {"padding": "drop", **asked}
+        return yaml.safe_dump_all(filled, sort_keys=False)
+
 
 def _with_paths(value: Any, folders: Mapping[str, Path], key: str = "") -> Any:
     if isinstance(value, Mapping):
