@@ -185,14 +185,16 @@ def test_seeds_give_other_coins() -> None:
     assert not torch.equal(first["c"], other["c"])
 
 
-@pytest.mark.parametrize("method", ["ties", "breadcrumbs", "breadcrumbs_ties", "dare_linear"])
+@pytest.mark.parametrize(
+    "method", ["ties", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "della"]
+)
 @pytest.mark.parametrize("rescale", ["none", "l1", "drop_rate"])
 def test_a_density_of_0_leaves_a_model_out(method, rescale) -> None:
     base, *_ = states()
     nothing = run(method, density=0, rescale=rescale)
     check(nothing, {name: torch.zeros_like(base[name]) for name in "abc"})
     first = {n: WEIGHT[0] * d for n, d in ((n, deltas(n)[0]) for n in "abc")}
-    if method == "ties":  # divided by the weight that agrees
+    if method in ("ties", "della"):  # divided by the weight that agrees
         first = {n: d / WEIGHT[0] for n, d in first.items()}
     check(run(method, density=[1, 0, 0], rescale=rescale), first)
 
