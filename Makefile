@@ -9,7 +9,7 @@ demo: .venv/ready  ## train the small experts (once), merge and evaluate them
 	$(BIN)/mergekern demo
 
 test: .venv/ready  ## the quick suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 slow: .venv/ready  ## what takes minutes: the demo's claims and the long grids
 	$(BIN)/python -m pytest -q -m "slow or demo"
