@@ -157,7 +157,7 @@ class Fitting:
     def _step(self, output: Output, fit: Held, like: int, why: str) -> Step:
         """The step over the models that fit; a base that stands alone is taken as it is."""
         name, info, members = output.name, fit[like], self._members[output.part]
-        alone = len(fit) == 1 and (members.deltas or self.mismatch == "base")
+        alone = len(fit) == 1 and (members.deltas or (bool(why) and self.mismatch == "base"))
         dtype = self.recipe.out_dtype or self.recipe.dtype or info.native or info.dtype
         note = f"{self.labels[like]} alone: {why}" if alone else why or self._lent(name, fit)
         if info.dtype in DISCRETE:
