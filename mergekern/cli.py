@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,10 +80,6 @@ class _DropIn(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-RUNNING = (  # what merge() takes and plan() does not
-    *("threads", "device", "backend", "max_device_memory"),
-    *("copy_tokenizer", "write_model_card"),
-)
 MERGEKIT = "mergekit's flags are taken as well: " + " ".join(
     option.flags[0] for option in dropin.OPTIONS
 )
@@ -123,7 +119,7 @@ def merge_command(
     with _one_line_errors(debug):
         _load(plugin)
         if dry_run:
-            typer.echo(str(_plan(_arguments(context, without=RUNNING))))
+            typer.echo(str(_plan(_arguments(context, without=dropin.RUNNING))))
             return
         done = _merge(_arguments(context) | {"progress": choose_progress(quiet)})
         if not quiet:
@@ -214,7 +210,7 @@ def _of_many(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
     return {name: value for name, value in own.items() if name not in of_one}
 
 
-def _arguments(context: typer.Context, without: Sequence[str] = ()) -> dict[str, Any]:
+def _arguments(context: typer.Context, without: Collection[str] = ()) -> dict[str, Any]:
     """The command line's options as the arguments of merge() and plan()."""
     own = {"model", "param", "dry_run", "quiet", "plugin", "debug", *without}
     flags = {str(option.name): option.opts[0] for option in context.command.params}

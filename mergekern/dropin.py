@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -39,8 +40,8 @@ class Option:
 
 def _shard_size(given: Any) -> Any:
     """mergekit counts bytes, and writes B for billions."""
-    text = str(given).strip().upper()
-    return text.removesuffix("B") + "GB" if text.endswith("B") and text[:-1].isdecimal() else given
+    billions = re.fullmatch(r"([\d.]+)B", str(given).strip().upper())
+    return given if billions is None else f"{billions[1]}GB"
 
 
 def _safe(given: Any) -> None:
@@ -74,6 +75,10 @@ OPTIONS = (
     Option(("--verbosity",), value=True, why="what is done is in the plan and the report"),
     Option(("--quiet",), why="nothing is shown but where progress is asked for"),
 )
+# What a merge takes and a plan has no use for, under our own names.
+RUNNING = frozenset(
+    {"threads", "device", "backend", "max_device_memory", "copy_tokenizer", "write_model_card"}
+)
 log = logging.getLogger(__name__)
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}
@@ -87,12 +92,13 @@ def translated(arguments: Iterable[str], own: Iterable[str]) -> tuple[list[str],
     """
     found: list[str] = []
     notes: list[str] = []
-    left = iter(arguments)
+    left = iter(_apart(arguments))
     for argument in left:
         flag, equals, value = argument.partition("=")
         positive = "--" + flag.removeprefix("--no-") if flag.startswith("--no-") else flag
         option = None if flag in own else BY_FLAG.get(positive)
-        if option is None or (equals and not option.value) or argument == "--":
+        negated = positive != flag
+        if option is None or (negated if option.value else equals):
             found.append(argument)
             if argument == "--":
                 break
@@ -101,10 +107,20 @@ def translated(arguments: Iterable[str], own: Iterable[str]) -> tuple[list[str],
             value = next(left, "")
             if not value:
                 raise RecipeError(f"{flag} wants a value")
-        given: Any = value if option.value else positive == flag
+        given: Any = value if option.value else not negated
         for name, ours in _meaning(option, given, flag, notes).items():
             found += _flag(name, ours)
     return found + list(left), notes
+
+
+def _apart(arguments: Iterable[str]) -> Iterator[str]:
+    """Short flags one by one, with their values behind them: -vvj2 as -v -v -j 2."""
+    for argument in arguments:
+        rest = argument
+        while len(rest) > 2 and rest[:2] in BY_FLAG:
+            yield rest[:2]
+            rest = rest[2:] if BY_FLAG[rest[:2]].value else f"-{rest[2:]}"
+        yield rest
 
 
 def ours_of(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -119,22 +135,28 @@ def ours_of(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def takes_mergekits_names(call: _Call) -> _Call:
     """The call with mergekit's options beside its own: by their names, or as `options`, a mapping
     or mergekit's MergeOptions. Its own win; lines about the rest are logged."""
-    own = set(inspect.signature(call).parameters)
+    taken = inspect.signature(call).parameters.values()
+    own = {parameter.name for parameter in taken if parameter.kind is parameter.KEYWORD_ONLY}
 
     @functools.wraps(call)
     def wrapper(*args: Any, **given: Any) -> Any:
         options = given.pop("options", None) or {}
         dump = getattr(options, "model_dump", None)
-        plain = dict(dump() if callable(dump) else options)
-        for name in plain.keys() - BY_NAME.keys() - own:
+        options = dump() if callable(dump) else options
+        if not isinstance(options, Mapping):
+            raise RecipeError(f"options is {options!r}; want a mapping or mergekit's MergeOptions")
+        plain = dict(options)
+        for name in plain.keys() - BY_NAME.keys() - own - RUNNING:
             raise RecipeError(f"options: there is no option {name!r}")
         theirs = {name: plain.pop(name) for name in plain.keys() & BY_NAME.keys() - own}
         theirs |= {name: given.pop(name) for name in given.keys() & BY_NAME.keys() - own}
         ours, notes = ours_of(theirs)
         for note in notes:
             log.info(note)
-        plain = {name: value for name, value in plain.items() if value is not None}
-        return call(*args, **{**plain, **ours, **given})
+        plain = {name: value for name, value in (plain | ours).items() if value is not None}
+        for name in RUNNING - own:  # a plan runs nothing
+            plain.pop(name, None)
+        return call(*args, **{**plain, **given})
 
     return cast(_Call, wrapper)
 
@@ -144,7 +166,7 @@ def _meaning(option: Option, given: Any, written: str, notes: list[str]) -> dict
         return {}
     try:
         ours = option.convert(given)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise RecipeError(f"{written} is {given!r}; want a whole number") from error
     if option.name:
         return {} if ours is None or ours is False else {option.name: ours}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
 
 from mergekern.checkpoint import check_mergeable_config
 from mergekern.checkpoint.base import Checkpoint
 from mergekern.dtypes import DISCRETE, MERGEABLE, dtype_name, work_dtype
 from mergekern.errors import MismatchError, RecipeError
-from mergekern.methods import nearest
-from mergekern.options import Mismatch, Options
+from mergekern.options import Options
 from mergekern.outputs import Held, Output, members_of
 from mergekern.plan import Input, Step
 from mergekern.recipe import Recipe
@@ -49,10 +47,6 @@ class Fitting:
         self._check_architectures(checkpoints)
 
     def _check_option(self) -> None:
-        known = get_args(Mismatch)
-        if self.mismatch not in known:
-            hint = nearest(str(self.mismatch), known)
-            raise RecipeError(f"mismatch is {self.mismatch!r}{hint} (want {', '.join(known)})")
         if self.mismatch == "base" and self.base is None:
             raise RecipeError(
                 f"mismatch base needs a base model and {self.recipe.method.name} was given none; "
@@ -163,7 +157,7 @@ class Fitting:
     def _step(self, output: Output, fit: Held, like: int, why: str) -> Step:
         """The step over the models that fit; a base that stands alone is taken as it is."""
         name, info, members = output.name, fit[like], self._members[output.part]
-        alone = len(fit) == 1 and (members.deltas or self.mismatch == "base")
+        alone = len(fit) == 1 and (members.deltas or (bool(why) and self.mismatch == "base"))
         dtype = self.recipe.out_dtype or self.recipe.dtype or info.native or info.dtype
         note = f"{self.labels[like]} alone: {why}" if alone else why or self._lent(name, fit)
         if info.dtype in DISCRETE:

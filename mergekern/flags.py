@@ -44,7 +44,10 @@ Truncate = Annotated[
     ),
 ]
 Crimes = Annotated[
-    bool, typer.Option("--allow-crimes", help="Merge architectures that differ, by names.")
+    bool,
+    typer.Option(
+        "--allow-crimes/--no-allow-crimes", help="Merge architectures that differ, by names."
+    ),
 ]
 Tokenizer = Annotated[bool, typer.Option("--copy-tokenizer/--no-copy-tokenizer")]
 Card = Annotated[bool, typer.Option("--write-model-card/--no-write-model-card")]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+
+from mergekern.errors import RecipeError
+from mergekern.methods import nearest
 
 Mismatch = Literal["error", "base", "skip-model"]
 
@@ -14,6 +17,7 @@ class Options:
     """How models become a plan and a folder; merge() documents each.
 
     shard_bytes: of the largest output file
+    Raises RecipeError for a mismatch that there is not.
     """
 
     mismatch: Mismatch = "error"
@@ -23,6 +27,12 @@ class Options:
     cache: Path | None = None
     copy_tokenizer: bool = True
     write_model_card: bool = True
+
+    def __post_init__(self) -> None:
+        known = get_args(Mismatch)
+        if self.mismatch not in known:
+            hint = nearest(str(self.mismatch), known)
+            raise RecipeError(f"mismatch is {self.mismatch!r}{hint} (want {', '.join(known)})")
 
 
 DEFAULT = Options()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+import mergekern
 from mergekern.dropin import ours_of, translated
 from mergekern.errors import RecipeError
 
@@ -51,3 +53,43 @@ def test_what_cannot_be_is_an_error() -> None:
         translated(["--random-seed", "x"], OWN)
     with pytest.raises(RecipeError, match="--num-threads wants a value"):
         translated(["--num-threads"], OWN)
+
+
+def test_short_flags_together_and_sizes_in_billions() -> None:
+    ours, notes = translated(["-vvj2", "-j", "3", "--out-shard-size", "1.5b"], OWN)
+    assert ours == ["--threads", "2", "--threads", "3", "--max-shard-size", "1.5GB"]
+    assert len(notes) == 2
+    given = ["--no-random-seed", "5", "--lazy-unpickle=1"]  # which are no flags
+    assert translated(given, OWN) == (given, [])
+
+
+MERGEKITS = {  # some of what MergeOptions().model_dump() has
+    **{"allow_crimes": False, "cuda": False, "device": "cpu", "copy_tokenizer": True},
+    **{"num_threads": 2, "out_shard_size": 5_000_000_000, "random_seed": None, "verbosity": 0},
+}
+
+
+def test_a_plan_takes_what_a_merge_takes() -> None:
+    models = [{"a": torch.ones(2)}, {"a": torch.zeros(2)}]
+    grid = {"merge_method": "linear", "models": [{"model": m} for m in models]}
+    grid["grid"] = {"weight": [[1, 0], [0, 1]]}
+    found = mergekern.plan("linear", models=models, weight=1, options=MERGEKITS)
+    assert len(found.steps) == 1
+    assert len(mergekern.plan_many(grid, options=MERGEKITS).plans) == 2
+    with pytest.raises(RecipeError, match="no parameter 'threads'"):
+        mergekern.plan("linear", models=models, weight=1, threads=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([1], "options is .*; want a mapping"),
+        ({"recipe_or_method": "x"}, "no option 'recipe_or_method'"),
+        ({"parameters": {}}, "no option 'parameters'"),
+        ({"random_seed": [1]}, r"random_seed is \[1\]; want a whole number"),
+        ({"mismatch": []}, r"mismatch is \[\]"),
+    ],
+)
+def test_options_that_are_none(options, message) -> None:
+    with pytest.raises(RecipeError, match=message):
+        mergekern.merge("linear", models=[{"a": torch.ones(2)}], weight=1, options=options)

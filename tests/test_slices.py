@@ -200,3 +200,13 @@ def test_a_sliced_model_loads_with_the_depth_it_has(tmp_path) -> None:
             strict=True,
         ):
             assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("mismatch", ["error", "base", "skip-model"])
+def test_one_model_that_fits_is_merged_whatever_is_done_with_misfits(mismatch) -> None:
+    slices = [{"sources": [source(m, *r, scale=2)]} for m, r in ((A, (0, 2)), (B, (2, 4)))]
+    recipe = {"merge_method": "passthrough", "base_model": A, "slices": slices}
+    made = mergekern.merge(recipe, mismatch=mismatch)
+    for number, model in enumerate([A, A, B, B]):
+        for name, x in layers(made, number).items():
+            assert torch.equal(x, layers(model, number)[name] * 2)

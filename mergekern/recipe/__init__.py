@@ -19,7 +19,7 @@ from mergekern.recipe.schema import ModelEntry, RecipeFile, parse_recipe
 from mergekern.recipe.setting import Setting
 from mergekern.recipe.source import Source, parse_source
 from mergekern.recipe.stages import Stage, order_stages
-from mergekern.recipe.text import Origin, documents
+from mergekern.recipe.text import Origin, documents, shown
 from mergekern.recipe.tokenizer import ModelToken, Token, TokenizerSettings
 
 __all__ = [
@@ -175,7 +175,7 @@ def _documents(what: Any) -> list[tuple[Any, Origin]]:
 def _text(what: Any) -> tuple[str, str]:
     """A recipe's text, and what messages call it."""
     if not isinstance(what, (str, Path)):
-        raise RecipeError(f"recipe is {what!r}; want a method's name, a file or a mapping")
+        raise RecipeError(f"recipe is {shown(what)}; want a method's name, a file or a mapping")
     if isinstance(what, str) and ("\n" in what or (":" in what and not os.path.exists(what))):
         return what, "recipe"
     try:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mergekern.errors import RecipeError
-from mergekern.recipe.text import Origin, Path, spell
+from mergekern.recipe.text import Origin, Path, absent, spell
 
 # Keys of published recipes that mergekit accepts and never uses.
 LEGACY: Mapping[str, str] = {
@@ -58,7 +58,7 @@ def check_keys(
 ) -> None:
     """Note what is unknown in a mapping; RecipeError for what looks misspelt."""
     for key, value in content.items():
-        if key in known or value is None or value == []:
+        if key in known or absent(value):
             continue
         if key not in LEGACY:
             refuse_misspelt(str(key), known, content, path, notes.origin)

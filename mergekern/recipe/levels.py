@@ -9,9 +9,9 @@ from mergekern.errors import RecipeError
 from mergekern.methods import Method, Parameter, all_methods
 from mergekern.recipe.keys import Notes, check_keys, refuse_misspelt
 from mergekern.recipe.recipe import Level
-from mergekern.recipe.setting import Setting, parse_setting
+from mergekern.recipe.setting import Setting, parse_setting, plain
 from mergekern.recipe.source import Source
-from mergekern.recipe.text import Origin, Path
+from mergekern.recipe.text import Origin, Path, absent
 
 CONDITIONAL = ("filter", "value")
 
@@ -40,7 +40,7 @@ class LevelReader:
         found: dict[str, Setting] = {}
         for key, value in place.parameters.items():
             path = (*place.path, "parameters", key)
-            if value is None or value == []:
+            if absent(value):
                 continue
             parameter = self._parameter(key, place)
             if parameter is None:
@@ -97,7 +97,7 @@ def named(method: Method, values: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if name in found:
             raise RecipeError(f"{name} is given twice, as {name} and {name}_")
-        found[name] = value.tolist() if hasattr(value, "tolist") else value  # arrays, tensors
+        found[name] = plain(value)
     return found
 
 

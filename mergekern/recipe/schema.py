@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 from mergekern.errors import RecipeError
 from mergekern.recipe.keys import Notes, check_keys
 from mergekern.recipe.source import Source, is_reference, parse_source
-from mergekern.recipe.text import Origin, Path, spell
+from mergekern.recipe.text import Origin, Path, absent, shown, spell
 
 REFERENCE = ("model", "lora", "override_architecture", "path", "revision")
 TOKENIZER = ("source", "tokens", "pad_to_multiple_of", "padding")
@@ -84,6 +84,15 @@ class RecipeFile(_Place):
                 yield from run.sources
 
 
+def _whole(end: Any) -> int:
+    """The end of a layer_range, as mergekit takes it: 8, 8.0 or "8"; -1 for what it cannot be."""
+    if isinstance(end, str):
+        return int(end) if end.isdecimal() else -1
+    if isinstance(end, float):
+        return int(end) if end.is_integer() else -1
+    return end if type(end) is int else -1
+
+
 NAMES: Mapping[type[_Place], tuple[str, ...]] = {
     kind: (*(n for n in kind.__annotations__ if n not in ("origin", "notes")), "parameters")
     for kind in (ModelEntry, Slice, Module, RecipeFile)
@@ -96,7 +105,7 @@ def parse_recipe(content: Any, origin: Origin | None = None) -> RecipeFile:
     origin = origin or Origin()
     if not isinstance(content, Mapping):
         wanted = "want a mapping with merge_method and models"
-        raise RecipeError(f"{origin.at()}{wanted}, not {content!r}")
+        raise RecipeError(f"{origin.at()}{wanted}, not {shown(content)}")
     reader = _Reader(origin)
     file = reader.recipe(content)
     _check_one_of(file, origin.at(), "models, slices or modules")
@@ -176,9 +185,9 @@ class _Reader:
         return self._made(ModelEntry, path, present)
 
     def _layers(self, path: Path, layers: Any) -> tuple[int, int]:
-        pair = isinstance(layers, (list, tuple)) and len(layers) == 2
-        if pair and all(type(end) is int for end in layers) and 0 <= layers[0] <= layers[1]:
-            return layers[0], layers[1]
+        ends = [_whole(end) for end in layers] if isinstance(layers, (list, tuple)) else []
+        if len(ends) == 2 and 0 <= ends[0] <= ends[1]:
+            return ends[0], ends[1]
         raise self._wrong(path, layers, "[first, one behind the last], counted from 0")
 
     def _source(self, path: Path, value: Any, label: str = "") -> Source:
@@ -213,7 +222,7 @@ class _Reader:
         if not isinstance(content, Mapping):
             raise self._wrong(path, content, f"a mapping with {', '.join(known)}")
         check_keys(content, known, path, self.notes)
-        present = {k: v for k, v in content.items() if k in known and v is not None and v != []}
+        present = {k: v for k, v in content.items() if k in known and not absent(v)}
         parameters = present.get("parameters", {})
         if not isinstance(parameters, Mapping):
             raise self._wrong((*path, "parameters"), parameters, "a mapping of names to values")
@@ -233,9 +242,9 @@ class _Reader:
             if fault["type"] == "missing":
                 text = f"the key {spell(place)!r} is missing"
                 raise RecipeError(f"{self.origin.at(*path)}{text}") from error
-            text = f"{spell(place)} is {fault['input']!r}: {fault['msg']}"
+            text = f"{spell(place)} is {shown(fault['input'])}: {fault['msg']}"
             raise RecipeError(f"{self.origin.at(*place)}{text}") from error
 
     def _wrong(self, path: Path, found: Any, wanted: str) -> RecipeError:
         where = self.origin.at(*path)
-        return RecipeError(f"{where}{spell(path) or 'it'} is {found!r}; want {wanted}")
+        return RecipeError(f"{where}{spell(path) or 'it'} is {shown(found)}; want {wanted}")

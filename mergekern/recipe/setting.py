@@ -10,6 +10,7 @@ from typing import Any
 
 from mergekern.errors import RecipeError
 from mergekern.methods import Parameter
+from mergekern.recipe.text import absent
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,11 @@ def constant(value: Any) -> Setting:
     return Setting((Case((value,)),))
 
 
+def plain(value: Any) -> Any:
+    """Numbers and lists of them, where an array or a tensor is given."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def parse_setting(parameter: Parameter, written: Any, where: str) -> Setting:
     """A parameter's setting as recipes write it, every value in the parameter's own type.
 
@@ -110,7 +116,8 @@ def parse_setting(parameter: Parameter, written: Any, where: str) -> Setting:
     where: what messages begin with.
     Raises RecipeError naming the parameter, what was found and what it takes.
     """
-    if written is None or written == []:
+    written = plain(written)
+    if absent(written):
         return NOTHING
     if isinstance(written, Mapping):
         written = [written]
@@ -128,7 +135,7 @@ def _conditional(parameter: Parameter, written: Any, where: str) -> Case:
             "give it as {value: ...} too"
         )
     value = written.get("value")
-    if value is None or value == []:
+    if absent(value):
         raise RecipeError(f"{where}{name}: {dict(written)!r} has no value; want {{filter, value}}")
     only = written.get("filter")
     if only is not None and not isinstance(only, str):

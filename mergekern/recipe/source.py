@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mergekern.errors import RecipeError
+from mergekern.recipe.text import shown
 
 REFERENCE_KEYS = frozenset({"model", "path", "revision", "lora", "override_architecture"})
 
@@ -91,8 +93,8 @@ def parse_source(value: Any, label: str) -> Source:
         return _parse_text(value, label)
     if is_reference(value):
         return _parse_mapping(value, label)
-    if value is None or isinstance(value, (bool, int, float, list, tuple)):
-        raise RecipeError(f"{label} is {value!r}; want a path, a hub id or a model's tensors")
+    if _is_plain(value):
+        raise RecipeError(f"{label} is {shown(value)}; want a path, a hub id or a model's tensors")
     return Source(value, label)
 
 
@@ -103,6 +105,14 @@ def is_reference(value: Any) -> bool:
         and ("model" in value or "path" in value)
         and not any(isinstance(each, torch.Tensor) for each in value.values())
     )
+
+
+def _is_plain(value: Any) -> bool:
+    """True for what YAML and JSON have besides texts, of which no model is made."""
+    if isinstance(value, Mapping):
+        return all(isinstance(each, str) or _is_plain(each) for each in value.values())
+    kinds = (bool, int, float, bytes, date, list, tuple, set)
+    return value is None or isinstance(value, kinds)
 
 
 def _parse_text(text: str, label: str) -> Source:

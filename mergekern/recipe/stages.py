@@ -28,7 +28,7 @@ from mergekern.recipe.resolve import resolve
 from mergekern.recipe.schema import parse_recipe
 from mergekern.recipe.text import Origin
 
-NAME = re.compile(r"\w[\w.+-]*")  # of a folder
+NAME = re.compile(r"\w[\w.-]*")  # of a folder; a + would read as a model and its adapter
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import reprlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +46,10 @@ class Origin:
 
 
 def _child(node: yaml.Node | None, step: str | int) -> tuple[int, yaml.Node] | None:
-    """The line of a key or item, counted from 1, and what stands there."""
+    """The line of a key or item, counted from 1, and what stands there; of a key that is written
+    over one merged in (`<<`), which comes before it, its own."""
     if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
+        for key, value in reversed(node.value):
             if isinstance(key, yaml.ScalarNode) and key.value == str(step):
                 return key.start_mark.line + 1, value
     if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
@@ -59,6 +62,20 @@ def spell(path: Path) -> str:
     """`models[0].parameters.weight`"""
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
     return "".join(steps).removeprefix(".")
+
+
+def absent(value: Any) -> bool:
+    """True for a value that says nothing: null, and a list of nothing."""
+    return value is None or (isinstance(value, (list, tuple)) and not value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
+
+def shown(value: Any) -> str:
+    """What was found, as messages show it: cut short, for it may be a model's tensors."""
+    return _SHORT.repr(value)
 
 
 class _Loader(yaml.SafeLoader):
@@ -74,21 +91,31 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+# What PyYAML raises; the last ones for scalars of a kind that they cannot be, like the 40th of May.
+_FAULTS = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError)
+
+
 def documents(text: str, name: str) -> list[tuple[Any, Origin]]:
     """The documents of a YAML text that are not empty, as plain data, with their origin.
 
-    Raises RecipeError for what is not YAML.
+    Raises RecipeError for what is not YAML, and for what holds itself.
     """
+    try:
+        return list(_documents(text, name))
+    except _FAULTS as error:
+        raise RecipeError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _documents(text: str, name: str) -> Iterator[tuple[Any, Origin]]:
     loader = _Loader(text)  # a safe one
-    found = []
     try:
         while loader.check_node():
             node = loader.get_node()
+            # From the inside out: `<<` changes the nodes it merges, which are read before, and a
+            # node inside of itself is found.
+            loader.deep_construct = True
             content = loader.construct_document(node)
             if content is not None:
-                found.append((content, Origin(name, node)))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
+                yield content, Origin(name, node)
     finally:
         loader.dispose()
-    return found

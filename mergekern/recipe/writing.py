@@ -58,9 +58,10 @@ def _contents(recipe: Recipe, own: list[dict[str, Any]]) -> dict[str, Any]:
             module.setdefault("slices", []).append(_slice(recipe, part, level))
             continue
         module["models"] = _entries(recipe, part, whole=True)
-        if part.module:
-            module |= _base(recipe, part) | ({"parameters": level} if level else {})
-    return modules[""] if list(modules) == [""] else {"modules": modules}
+        module |= _base(recipe, part) | ({"parameters": level} if level else {})
+    if list(modules) == [""] and "base_model" not in modules[""]:
+        return modules[""]
+    return {"modules": {name or "default": module for name, module in modules.items()}}
 
 
 def _slice(recipe: Recipe, part: Part, level: dict[str, Any]) -> dict[str, Any]:

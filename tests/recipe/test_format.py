@@ -350,3 +350,80 @@ def test_a_required_parameter_that_no_level_gives() -> None:
         spec_of(required(partly, "weight"), "lm_head", "lm_head")
     with pytest.raises(RecipeError, match=r"^ties needs lambda: write it under the top-level"):
         required(read(ties()), "lambda").check()
+
+
+def test_a_merged_mapping_may_have_merged_one_itself() -> None:
+    made = read(
+        """\
+defaults: &defaults {normalize: true}
+deep:
+  changed: &changed {<<: *defaults, normalize: false}
+merge_method: linear
+models:
+- {model: org/a, parameters: {weight: 1}}
+parameters:
+  <<: *changed
+"""
+    )
+    assert made.parameters["normalize"] is False
+
+
+def test_lines_of_what_is_written_over_a_merged_key() -> None:
+    text = """\
+merge_method: linear
+models:
+- &first
+  model: org/a
+  parameters: {weight: 1}
+- <<: *first
+  model: 5
+"""
+    with pytest.raises(RecipeError, match=r"^recipe:7: models\[1\] is 5; want a path"):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("&x {model: *x}", "recursive node .* line 3"),
+        ("{model: a\a}", "not valid YAML: unacceptable character"),
+        ("{model: 2024-05-40}", "not valid YAML: day"),
+        ("{model: !!int ''}", "not valid YAML"),
+        ("{model: 2024-05-04}", r"recipe:3: models\[0\] is datetime.date.* want a path"),
+        ("{model: !!binary aGVsbG8=}", r"recipe:3: models\[0\] is b'hello'; want a path"),
+        ("{model: {lora: a}}", r"recipe:3: models\[0\] is .*; want a path"),
+    ],
+)
+def test_yaml_that_is_no_recipe(entry: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        read(f"merge_method: linear\nmodels:\n- {entry}\n")
+
+
+def test_layer_ranges_are_whole_numbers_however_written() -> None:
+    def ends(written: Any) -> tuple[int, int] | None:
+        source = {"model": "org/a", "layer_range": written}
+        made = read({"merge_method": "passthrough", "slices": [{"sources": [source]}]})
+        return made.parts[0].entries[0].layers
+
+    assert ends(["0", "8"]) == ends([0.0, 8.0]) == ends((0, 8)) == (0, 8)
+    for wrong in ([False, True], [0, 1.5], ["0", "x"], [0], [-1, 4], None):
+        with pytest.raises(RecipeError, match="layer_range"):
+            ends(wrong)
+
+
+def test_numbers_may_be_arrays_and_empty_ones_say_nothing() -> None:
+    def weight(written: Any) -> Any:
+        model = {"model": "org/a", "parameters": {"weight": written}}
+        made = read({"merge_method": "linear", "models": [model], "parameters": {"weight": 2}})
+        return made.parameters["weight"]
+
+    assert weight(torch.tensor(0.5)) == (0.5,)
+    assert weight(torch.tensor([0.5, 1.0])) == weight((0.5, 1)) == ([0.5, 1.0],)
+    assert weight(()) == weight([]) == weight(torch.ones(0)) == (2.0,)
+
+
+def test_messages_show_no_more_of_a_model_than_it_takes() -> None:
+    state = {f"layers.{number}.weight": torch.ones(100) for number in range(100)}
+    with pytest.raises(RecipeError, match=r"models\[0\] is \{.*want an entry") as caught:
+        read({"merge_method": "linear", "models": [state]})
+    assert len(str(caught.value)) < 1000

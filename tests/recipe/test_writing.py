@@ -110,3 +110,16 @@ def test_the_summary_of_parameters() -> None:
         [{"filter": "mlp", "value": [0.25, 0.5]}, {"value": 0.75}],
     )
     assert "seed" not in made.parameters
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "linear"])
+def test_a_modules_own_base_is_written_with_it(method) -> None:
+    module = {"base_model": "org/own", "models": [{"model": "org/a"}]}
+    content = {"merge_method": method, "base_model": "org/base", "parameters": {"weight": 1}}
+    made = read({**content, "modules": {"default": module}})
+    again = read(made.to_dict())
+    for recipe in (made, again):
+        (part,) = recipe.parts
+        assert part.base is not None and part.base.label == "org/own"
+        assert recipe.base is not None and recipe.base.label == "org/base"
+    assert again.to_dict() == made.to_dict()
