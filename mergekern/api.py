@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mergekern import dropin, engine
+from mergekern import ambient, dropin, engine
 from mergekern.backends import Backend
 from mergekern.backends.choose import HOST, check_choice, get_backend
 from mergekern.errors import CheckpointError, OutputError
@@ -258,18 +258,20 @@ def _run(
     outputs = [job.output for job in jobs if job.output is not None]
     if not outputs:
         into = out.state_dict() if isinstance(out, torch.nn.Module) else out
-        return merge_in_memory(plans, checkpoints, backend=backend, into=into)
+        with ambient.set_aside():
+            return merge_in_memory(plans, checkpoints, backend=backend, into=into)
     for job in jobs:
         job.check_folder()
-    summaries = engine.merge_to_folders(
-        plans,
-        checkpoints,
-        outputs,
-        backend=backend,
-        max_memory=max_memory,
-        progress=progress or Silent(),
-        finishes=[job.finish for job in jobs],
-    )
+    with ambient.set_aside():
+        summaries = engine.merge_to_folders(
+            plans,
+            checkpoints,
+            outputs,
+            backend=backend,
+            max_memory=max_memory,
+            progress=progress or Silent(),
+            finishes=[job.finish for job in jobs],
+        )
     return [job.report(summary) for job, summary in zip(jobs, summaries, strict=True)]
 
 

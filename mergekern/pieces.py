@@ -29,8 +29,10 @@ def each(threads: int, do: Callable[[Item], Result], items: Sequence[Item]) -> l
     """What is done of every item, in their order. torch's operations let other threads run; its
     own, which would run against ours, are put to rest."""
 
+    inference = torch.is_inference_mode_enabled()  # of which tensors are, all threads must be
+
     def alone(item: Item) -> Result:
-        with _plainly():
+        with torch.inference_mode(inference), _plainly():
             return do(item)
 
     before = torch.get_num_threads()

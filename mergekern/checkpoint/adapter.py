@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,10 @@ REFUSED = {
     "use_bdlora": "has factors in diagonal blocks (BD-LoRA)",
     "use_qalora": "pools its inputs (QA-LoRA)",
 }
+NUMBERS = (  # setting, its patterns, what they may be
+    ("r", "rank_pattern", "1 or more, a whole number"),
+    ("lora_alpha", "alpha_pattern", "0 or more"),
+)
 # Initialisations that leave the base changed, so that the factors belong to another matrix.
 REBASED = ("pissa", "corda", "olora", "loftq", "lora_ga")
 # All that PEFT writes and that is used here, or says nothing of the merged weights.
@@ -156,22 +161,33 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
             f"changed; save it with peft's path_initial_model_for_weight_conversion"
         )
     _check_numbers(config, path)
+    targets = config.get("target_parameters") or []
+    if not isinstance(targets, list) or not all(isinstance(each, str) for each in targets):
+        raise CheckpointError(
+            f"{path}: target_parameters is {targets!r:.80}, wanted a list of names"
+        )
 
 
 def _check_numbers(config: Mapping[str, Any], path: Path) -> None:
-    for default, patterns, least in (("r", "rank_pattern", 1), ("lora_alpha", "alpha_pattern", 0)):
+    for default, patterns, wanted in NUMBERS:
         given = config.get(patterns) or {}
         if not isinstance(given, Mapping):
             raise CheckpointError(f"{path}: {patterns} is {given!r:.80}, wanted a mapping")
         for name, value in ((default, config.get(default, 8)), *given.items()):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or value < least:
-                raise CheckpointError(f"{path}: {name} is {value!r:.80}, wanted {least} or more")
+            if not _is_number(value, whole=default == "r"):
+                raise CheckpointError(f"{path}: {name} is {value!r:.80}, wanted {wanted}")
         for pattern in given:
             try:
                 re.compile(pattern)
             except re.error as error:
                 raise CheckpointError(f"{path}: {patterns}: {pattern!r}: {error}") from error
+
+
+def _is_number(value: Any, *, whole: bool) -> bool:
+    """Whether it is one that a rank (whole) or an alpha may be."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return whole <= value <= sys.float_info.max and (not whole or value % 1 == 0)
 
 
 def _sort_keys(

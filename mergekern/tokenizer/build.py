@@ -26,6 +26,7 @@ from mergekern.tokenizer.vocabulary import (
     SPECIAL,
     Tokens,
     Vocabulary,
+    as_written,
     ordinary,
     plain_token,
     special_texts,
@@ -109,7 +110,8 @@ def _files(start: Vocabulary, tokens: Tokens, gone: set[str], notes: list[str]) 
     }
     by_id = sorted(tokens.added, key=tokens.ids.__getitem__)
     added = {content: tokens.added[content] for content in by_id}
-    tokenizer = _without(start.tokenizer, gone) if stale else dict(start.tokenizer)
+    with as_written(start.label, start.files, TOKENIZER):
+        tokenizer = _without(start.tokenizer, gone) if stale else dict(start.tokenizer)
     tokenizer["added_tokens"] = [{"id": tokens.ids[c], **token} for c, token in added.items()]
     files[TOKENIZER] = json_bytes(tokenizer, large=True)
     lost: dict[str, None] = {}

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mergekern.errors import CheckpointError
 from mergekern.tokenizer.files import (
     CONFIG,
     NAMED_TEMPLATES,
@@ -96,17 +97,33 @@ def choose_template(setting: str, models: Sequence[Files]) -> str | None:
 
 
 def own_template(files: Files) -> str | None:
-    """A model's default template, from where transformers looks for it first."""
+    """A model's default template, from where transformers looks for it first.
+
+    Raises CheckpointError for one that is no text.
+    """
     if TEMPLATE in files.content:
-        return files.content[TEMPLATE].decode()
+        try:
+            return files.content[TEMPLATE].decode()
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{files.where / TEMPLATE}: is no UTF-8 text: {error}") from error
     for name in (TEMPLATE_JSON, CONFIG):
-        found = files.read_json(name).get("chat_template")
-        if isinstance(found, str):
+        found = _default(files.read_json(name).get("chat_template"))
+        if found is not None and not isinstance(found, str):
+            raise CheckpointError(
+                f"{files.where / name}: chat_template is {found!r:.80}, wanted a text, or a list "
+                "of names and templates"
+            )
+        if found is not None:
             return found
-        for entry in found or ():
-            if isinstance(entry, Mapping) and entry.get("name") == "default":
-                return str(entry["template"])
     return None
+
+
+def _default(template: Any) -> Any:
+    """What a chat_template field says of conversations for which no template is named."""
+    if isinstance(template, list):
+        named = [each for each in template if isinstance(each, Mapping)]
+        template = {each.get("name"): each.get("template") for each in named}
+    return template.get("default") if isinstance(template, Mapping) else template
 
 
 def with_template(files: Mapping[str, bytes], template: str) -> dict[str, bytes]:

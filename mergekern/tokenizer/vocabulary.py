@@ -7,6 +7,7 @@ library would build its automata first.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,7 @@ SPECIAL = (  # in the order in which transformers adds those that tokenizer.json
     *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
     *("additional_special_tokens", "extra_special_tokens"),
 )
+MOST_IDS = 1 << 32  # the tokenizers library holds them in as many bits
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 PLAIN_FLAGS = dict.fromkeys(FLAGS, False) | {"normalized": True}
 SPECIAL_FLAGS = dict.fromkeys(FLAGS, False) | {"special": True}
@@ -81,15 +83,11 @@ def read_vocabulary(label: str, files: Files, rows: int | None) -> Vocabulary:
     Raises CheckpointError when the files are damaged or of an unknown kind.
     """
     tokenizer = files.read_json(TOKENIZER)
-    try:
+    with as_written(label, files, TOKENIZER):
         tokens = Tokens(ordinary(tokenizer))
-        for token in _listed(tokenizer, files):
-            tokens.add(token)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{files.where / TOKENIZER}: is not as the tokenizers library writes it "
-            f"({type(error).__name__}: {error}); save the tokenizer of {label} again"
-        ) from error
+        _check(tokens.ids)
+    for token in _listed(label, tokenizer, files):
+        tokens.add(token)
     if rows is None:
         rows = 1 + max(tokens.ids.values(), default=-1)
     return Vocabulary(label, files, tokenizer, tokens.ids, tokens.added, rows)
@@ -118,24 +116,50 @@ def special_texts(value: Any) -> list[str]:
     return [text for each in value or () for text in special_texts(each)]
 
 
-def _listed(tokenizer: Mapping[str, Any], files: Files) -> Iterator[Token]:
+@contextmanager
+def as_written(label: str, files: Files, name: str) -> Iterator[None]:
+    """Where content of a file is taken to be of the form in which it is always written."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{files.where / name}: is not as the tokenizers library writes it "
+            f"({type(error).__name__}: {error}); save the tokenizer of {label} again"
+        ) from error
+
+
+def _check(ids: Mapping[str, int]) -> None:
+    """Raise ValueError for what can be no id or no text."""
+    for token, number in ids.items():
+        if type(number) is not int or not 0 <= number < MOST_IDS:
+            raise ValueError(f"the id of {token!r} is {number!r:.80}, wanted a whole number")
+    "".join(ids).encode()  # JSON can spell half a surrogate pair, which no text has
+
+
+def _listed(label: str, tokenizer: Mapping[str, Any], files: Files) -> Iterator[Token]:
     """The added tokens, in the order in which they are added."""
-    for entry in tokenizer.get("added_tokens") or ():
-        yield _token(entry)
-    config = files.read_json(CONFIG)
+    with as_written(label, files, TOKENIZER):
+        for entry in tokenizer.get("added_tokens") or ():
+            yield _token(entry)
+    config, special_map = files.read_json(CONFIG), {}
     decoder = config.get("added_tokens_decoder")
-    for _, entry in sorted((decoder or {}).items(), key=lambda item: int(item[0])):
-        yield _token(entry)
+    with as_written(label, files, CONFIG):
+        for _, entry in sorted((decoder or {}).items(), key=lambda item: int(item[0])):
+            yield _token(entry)
     if decoder is None:
-        legacy = files.read_json(ADDED)
-        for content in sorted(legacy, key=legacy.__getitem__):
-            yield plain_token(content, special=False)
-        config = {**config, **files.read_json(SPECIAL_MAP)}
+        legacy, special_map = files.read_json(ADDED), files.read_json(SPECIAL_MAP)
+        with as_written(label, files, ADDED):
+            for content in sorted(legacy, key=legacy.__getitem__):
+                yield plain_token(content, special=False)
     for key in SPECIAL:
-        for content in special_texts(config.get(key)):
-            yield plain_token(content, special=True)
+        where, given = (SPECIAL_MAP, special_map) if key in special_map else (CONFIG, config)
+        with as_written(label, files, where):
+            for content in special_texts(given.get(key)):
+                yield plain_token(content, special=True)
 
 
 def _token(entry: Mapping[str, Any]) -> Token:
+    if not isinstance(entry["content"], str):
+        raise ValueError(f"an added token is {entry['content']!r:.80}, wanted a text")
     known = plain_token(entry["content"], special=bool(entry.get("special", False)))
     return {**known, **{flag: bool(entry[flag]) for flag in FLAGS if flag in entry}}

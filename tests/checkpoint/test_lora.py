@@ -248,6 +248,12 @@ SETTINGS = {
     "pissa": ({"init_lora_weights": "pissa_niter_4"}, "belong to a base that this changed; save"),
     "rank": ({"r": 0}, "r is 0, wanted 1 or more"),
     "alpha": ({"lora_alpha": "16"}, "lora_alpha is '16', wanted 0 or more"),
+    "half a rank": ({"r": 4.5}, "r is 4.5, wanted 1 or more, a whole number"),
+    "alpha beyond floats": ({"lora_alpha": 10**400}, "lora_alpha is 1000.*, wanted 0 or more"),
+    "parameters": (
+        {"target_parameters": [3]},
+        r"target_parameters is \[3\], wanted a list of name",
+    ),
     "pattern": ({"rank_pattern": {"(": 4}}, r"rank_pattern: '\('"),
     "patterns": ({"alpha_pattern": [3]}, r"alpha_pattern is \[3\], wanted a mapping"),
     "other rank": ({"r": 5}, r"lora_A.weight': has shape \[4, \d+\], wanted \[5, \d+\] for model"),

@@ -1,0 +1,22 @@
+"""torch's settings of the thread that calls a merge, which decide nothing about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+HOST = torch.device("cpu")
+
+
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """No autocast and no default device, as in the threads that a merge starts itself."""
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device() != HOST:
+            stack.enter_context(HOST)
+        yield
