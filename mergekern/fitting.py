@@ -8,6 +8,7 @@ from mergekern.checkpoint import check_mergeable_config
 from mergekern.checkpoint.base import Checkpoint
 from mergekern.dtypes import DISCRETE, MERGEABLE, dtype_name, work_dtype
 from mergekern.errors import MismatchError, RecipeError
+from mergekern.layers import other_layer
 from mergekern.options import Options
 from mergekern.outputs import Held, Output, members_of
 from mergekern.plan import Input, Step
@@ -192,7 +193,11 @@ class Fitting:
 
     def _lent(self, name: str, fit: Held) -> str:
         """Which models give a tensor of another name, to which theirs of this name is tied."""
-        lent = {model: info.name for model, info in fit.items() if info.name != name}
+        lent = {
+            model: info.name
+            for model, info in fit.items()
+            if info.name != name and not other_layer(info.name, name)
+        }
         return "; ".join(f"{self.labels[model]} gives {stored}" for model, stored in lent.items())
 
     def _check_mergeable(self, name: str, fit: Held) -> None:

@@ -106,7 +106,9 @@ class Outputs:
             return f"no module of the recipe has it ({', '.join(dict.fromkeys(modules))})"
         if self._of(model).place(name):
             return "no slice takes this layer"
-        return f"no slice that begins or ends the layers has {self._labels[model]}"
+        if before_layers(name):
+            return "what comes before the layers is the first slice's"
+        return "what comes behind the layers is the last slice's"
 
     def _of(self, model: int) -> Layers:
         if model not in self._layers:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from mergekern.dtypes import dtype_name
 from mergekern.sizes import format_size
 
@@ -113,6 +115,8 @@ def show(value: Any) -> str:
     """A parameter's value as recipes write it."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, (list, dict)):  # gradients and filters
+        return yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False).strip()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

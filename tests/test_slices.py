@@ -125,7 +125,7 @@ def test_what_no_slice_takes_is_named() -> None:
     reasons = {
         d.reason for d in mergekern.plan({**recipe, "slices": middle}).dropped if "head" in d.tensor
     }
-    assert len(reasons) == 1 and "begins or ends the layers" in reasons.pop()
+    assert len(reasons) == 1 and "behind the layers is the last slice's" in reasons.pop()
 
 
 def test_the_plan_names_layers_that_change_their_numbers() -> None:
@@ -133,6 +133,7 @@ def test_the_plan_names_layers_that_change_their_numbers() -> None:
     text = str(mergekern.plan({"merge_method": "linear", "slices": slices}))
     moved = [line for line in text.splitlines() if line.startswith("layers")]
     assert len(moved) == 1 and "model.layers.1–3 of " in moved[0] and moved[0].endswith("as 2–4")
+    assert " gives " not in text
 
 
 @pytest.mark.parametrize(
