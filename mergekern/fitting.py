@@ -8,7 +8,6 @@ from mergekern.checkpoint import check_mergeable_config
 from mergekern.checkpoint.base import Checkpoint
 from mergekern.dtypes import DISCRETE, MERGEABLE, dtype_name, work_dtype
 from mergekern.errors import MismatchError, RecipeError
-from mergekern.layers import other_layer
 from mergekern.options import Options
 from mergekern.outputs import Held, Output, members_of
 from mergekern.plan import Input, Step
@@ -160,12 +159,12 @@ class Fitting:
         name, info, members = output.name, fit[like], self._members[output.part]
         alone = len(fit) == 1 and (members.deltas or (bool(why) and self.mismatch == "base"))
         dtype = self.recipe.out_dtype or self.recipe.dtype or info.native or info.dtype
-        note = f"{self.labels[like]} alone: {why}" if alone else why or self._lent(name, fit)
+        note = f"{self.labels[like]} alone: {why}" if alone else why or self._lent(output, fit)
         if info.dtype in DISCRETE:
             return _copy(name, fit, note if len(fit) == 1 else "equal in every model")
         experts = list(fit) if alone else [model for model in members.experts if model in fit]
         places = (0,) if alone else tuple(self.expert_of[model] for model in experts)
-        spec = AS_IS if alone else self._spec(output, experts, [fit[m].name for m in experts])
+        spec = AS_IS if alone else self._spec(output, experts)
         if spec is AS_IS:
             own = {model: fit[model] for model in experts}
             (only,) = own.values()
@@ -185,20 +184,17 @@ class Fitting:
             note=note,
         )
 
-    def _spec(self, output: Output, experts: Sequence[int], names: Sequence[str]) -> Spec:
+    def _spec(self, output: Output, experts: Sequence[int]) -> Spec:
         """The spec of these models' experts; one object for all tensors with an equal one."""
+        names = [output.name_in(model) for model in experts]
         places = [self._members[output.part].experts[model] for model in experts]
         spec = self.recipe.spec(output.part, output.name, names, places, output.position)
         return AS_IS if spec == AS_IS else spec
 
-    def _lent(self, name: str, fit: Held) -> str:
+    def _lent(self, output: Output, fit: Held) -> str:
         """Which models give a tensor of another name, to which theirs of this name is tied."""
-        lent = {
-            model: info.name
-            for model, info in fit.items()
-            if info.name != name and not other_layer(info.name, name)
-        }
-        return "; ".join(f"{self.labels[model]} gives {stored}" for model, stored in lent.items())
+        lent = (model for model in output.lent if model in fit)
+        return "; ".join(f"{self.labels[model]} gives {fit[model].name}" for model in lent)
 
     def _check_mergeable(self, name: str, fit: Held) -> None:
         for model, info in fit.items():

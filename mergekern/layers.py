@@ -87,12 +87,6 @@ class Layers:
         return layer / (stack.depth - 1) if stack.depth > 1 else 1.0
 
 
-def other_layer(name: str, other: str) -> bool:
-    """Whether two names differ in the number of their layer alone."""
-    one, two = _NUMBERED.fullmatch(name), _NUMBERED.fullmatch(other)
-    return bool(one and two and one[3] == two[3])
-
-
 def before_layers(name: str) -> bool:
     """Whether a tensor that is in no stack comes before it, as embeddings do."""
     return _BEFORE.search(name) is not None

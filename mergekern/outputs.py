@@ -16,18 +16,30 @@ from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.errors import MismatchError, RecipeError
 from mergekern.layers import Layers, Stack, before_layers, config_of_layers, in_module, layers_of
 from mergekern.recipe import Entry, Part, Recipe
+from mergekern.tied import Names
 
 Held = Mapping[int, TensorInfo]  # by model; a tied tensor may be stored under another name
-Stored = Mapping[str, TensorInfo]
 
 
 class Output(NamedTuple):
-    """One output tensor. position: in [0, 1], where gradients are read; held: what may serve it."""
+    """One output tensor.
+
+    position: in [0, 1], where gradients are read
+    held:     what may serve it
+    lent:     the models whose tensor of another name, to which it is tied, serves it
+    names:    by model, its name with the number that its layer has there; None where all have one
+    """
 
     name: str
     part: int
     position: float
     held: Held
+    lent: tuple[int, ...] = ()
+    names: Mapping[int, str] | None = None
+
+    def name_in(self, model: int) -> str:
+        """By which a model's own parameters are chosen."""
+        return self.name if self.names is None else self.names[model]
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class Outputs:
     """The output tensors of a recipe over opened models; config: that fits them, known when all
     have been asked for, None where it is the donor's.
 
-    stored: of each model, the tensors by the names that outputs have; see tied.match_names()
+    names: of each model, the tensors by the names that outputs have; see tied.match_names()
     donor:  the model whose names, order and config the output has
     Raises RecipeError for layers and modules that the models do not have.
     """
@@ -75,11 +87,12 @@ class Outputs:
         self,
         recipe: Recipe,
         checkpoints: Sequence[Checkpoint],
-        stored: Sequence[Stored],
+        names: Names,
         donor: int,
     ) -> None:
         self._recipe = recipe
-        self._stored = stored
+        self._stored = names.stored
+        self._lent = names.lent
         self._configs = [checkpoint.config for checkpoint in checkpoints]
         self._labels = [source.label for source in recipe.sources]
         self._donor = donor
@@ -124,7 +137,8 @@ class Outputs:
                 continue
             held = {m: self._stored[m][name] for m in models if name in self._stored[m]}
             if held:
-                yield Output(name, part, self._position(name), held)
+                lent = tuple(m for m in held if (m, name) in self._lent)
+                yield Output(name, part, self._position(name), held, lent)
 
     def _position(self, name: str) -> float:
         return 0.0 if self._recipe.constant else self._of(self._donor).position(name)
@@ -158,12 +172,13 @@ class Outputs:
     ) -> Iterator[Output]:
         """One layer of the output, from one layer of each model."""
         found: dict[str, dict[int, TensorInfo]] = {}
+        stacks = {model: self._stack(model, module) for model in layer}
         for model, number in layer.items():
-            rests = self._rests(model, self._stack(model, module)).get(number, {})
-            for rest, info in rests.items():
+            for rest, info in self._rests(model, stacks[model]).get(number, {}).items():
                 found.setdefault(rest, {})[model] = info
         for rest, held in found.items():
-            yield Output(stack.name(depth, rest), part, position, held)
+            names = {model: stacks[model].name(layer[model], rest) for model in held}
+            yield Output(stack.name(depth, rest), part, position, held, (), names)
 
     def _outside(self, part: int, module: str, stack: Stack, before: bool) -> Iterator[Output]:
         """The tensors before or behind the stack; towers beside the text come before it."""
@@ -217,7 +232,10 @@ class Outputs:
         """The layers that a slice takes of each of its models, the first one listed first."""
         made, members = self._recipe.parts[part], self._members[part]
         place = {id(source): model for model, source in enumerate(self._recipe.sources)}
-        where = f"slices[{part}]"
+        of_module = [n for n, p in enumerate(self._recipe.parts) if p.module == made.module]
+        where = f"slices[{of_module.index(part)}]"
+        if made.module:
+            where = f"modules.{made.module}.{where}"
         ranges = {
             place[id(entry.source)]: self._range(entry, made, place[id(entry.source)], where)
             for entry in made.entries

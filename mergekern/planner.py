@@ -43,7 +43,7 @@ def build_plan(
     """
     fitting = Fitting(recipe, checkpoints, options)
     names = match_names(checkpoints, fitting.donor, share)
-    outputs = Outputs(recipe, checkpoints, names.stored, fitting.donor)
+    outputs = Outputs(recipe, checkpoints, names, fitting.donor)
     steps, gone = _decide_all(fitting, outputs)
     gone = [*names.left_out, *gone, *_untouched(recipe, names, outputs)]
     steps = _widen(steps, recipe.dtype)

@@ -97,18 +97,34 @@ def _models(plan: Plan) -> list[tuple[str, str]]:
 
 def group_layers(plan: Plan) -> list[str]:
     """Layers that have another number in the output than in the models they come from."""
-    runs: dict[tuple[int, str, int], set[int]] = {}
+    moved: dict[tuple[int, str, int], set[int]] = {}
     for step in plan.steps:
         for read in (read for read in step.inputs if read.name != step.name):
             made, given = NUMBERED.fullmatch(step.name), NUMBERED.fullmatch(read.name)
-            if made and given and given[3] == made[3]:
+            if made and given and given[3] == made[3] and given[2] != made[2]:
                 shift = int(made[2]) - int(given[2])
-                runs.setdefault((read.model, given[1], shift), set()).add(int(given[2]))
+                moved.setdefault((read.model, given[1], shift), set()).add(int(given[2]))
     return [
-        f"{prefix}{min(run)}–{max(run)} of {plan.models[model]} as {min(run) + shift}"
-        f"–{max(run) + shift}"
-        for (model, prefix, shift), run in runs.items()
+        f"{prefix}{_run(first, last)} of {plan.models[model]} as "
+        f"{_run(first + shift, last + shift)}"
+        for (model, prefix, shift), layers in moved.items()
+        for first, last in _runs(layers)
     ]
+
+
+def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """The first and last of every run without a gap."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = runs[-1][0], number
+        else:
+            runs.append((number, number))
+    return runs
+
+
+def _run(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}–{last}"
 
 
 def show(value: Any) -> str:

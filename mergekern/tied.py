@@ -57,12 +57,14 @@ class Names:
     aliases:  output name -> the output name whose storage it shares
     left_out: (model, stored name, reason)
     renamed:  (model, how its names were changed to be the donor's)
+    lent:     (model, output name) of tied tensors that one of another name stands for
     """
 
     stored: tuple[Stored, ...]
     aliases: Mapping[str, str]
     left_out: tuple[tuple[int, str, str], ...]
     renamed: tuple[tuple[int, str], ...] = ()
+    lent: frozenset[tuple[int, str]] = frozenset()
 
 
 def match_names(checkpoints: Sequence[Checkpoint], donor: int, share: bool) -> Names:
@@ -85,9 +87,10 @@ def match_names(checkpoints: Sequence[Checkpoint], donor: int, share: bool) -> N
             if alias in stored[model] and alias not in stored[donor]:
                 del stored[model][alias]
                 left_out.append((model, alias, f"shares its storage with {first}"))
+    lent: set[tuple[int, str]] = set()
     for tie in TIES:
-        left_out += _apply(tie, checkpoints, stored, donor)
-    return Names(stored, aliases, tuple(left_out), changed)
+        left_out += _apply(tie, checkpoints, stored, donor, lent)
+    return Names(stored, aliases, tuple(left_out), changed, frozenset(lent))
 
 
 def _common_aliases(checkpoints: Sequence[Checkpoint], donor: int) -> dict[str, str]:
@@ -106,7 +109,11 @@ def _common_aliases(checkpoints: Sequence[Checkpoint], donor: int) -> dict[str, 
 
 
 def _apply(
-    tie: Tie, checkpoints: Sequence[Checkpoint], stored: Sequence[Stored], donor: int
+    tie: Tie,
+    checkpoints: Sequence[Checkpoint],
+    stored: Sequence[Stored],
+    donor: int,
+    lent: set[tuple[int, str]],
 ) -> list[tuple[int, str, str]]:
     donor_tied = tie.original in stored[donor] and _tied(tie, checkpoints[donor])
     donor_has_copy = tie.copy in stored[donor]
@@ -120,6 +127,7 @@ def _apply(
             left_out.append((model, tie.copy, f"tied to {tie.original}"))
         elif not donor_tied and donor_has_copy and tie.copy not in names:
             names[tie.copy] = names[tie.original]
+            lent.add((model, tie.copy))
     return left_out
 
 

@@ -211,3 +211,30 @@ def test_one_model_that_fits_is_merged_whatever_is_done_with_misfits(mismatch) -
     for number, model in enumerate([A, A, B, B]):
         for name, x in layers(made, number).items():
             assert torch.equal(x, layers(model, number)[name] * 2)
+
+
+def test_every_run_of_moved_layers_has_one_line_and_no_other() -> None:
+    runs = ((A, (1, 2)), (B, (0, 1)), (A, (3, 4)))
+    slices = [{"sources": [source(m, *r, weight=1)]} for m, r in runs]
+    plan = mergekern.plan({"merge_method": "linear", "slices": slices})
+    assert not any(step.note for step in plan.steps)
+    text = " ".join(str(plan).split("left out  ")[0].split())
+    for line in (
+        "layers.1 of slices[0].sources[0] as 0 ",
+        "layers.3 of slices[0].sources[0] as 2 ",
+    ):
+        assert line in text
+    assert text.count("model.layers.") == 3
+
+
+def test_a_modules_slice_is_called_by_its_place_there() -> None:
+    model = {
+        f"{side}.block.{i}.q": torch.ones(2) for side in ("encoder", "decoder") for i in (0, 1)
+    }
+
+    def slices(*stops):
+        return {"slices": [{"sources": [source(model, 0, stop, weight=1)]} for stop in stops]}
+
+    modules = {"encoder": slices(2), "decoder": slices(1, 3)}
+    with pytest.raises(MergeError, match=r"^modules.decoder.slices\[1\]: layer_range \[0, 3\]"):
+        mergekern.plan({"merge_method": "linear", "modules": modules})

@@ -69,3 +69,20 @@ def test_shared_storage_is_merged_once_and_stays_shared() -> None:
     assert not plan.aliases
     plan = plan_of("ties", [{EMBED: torch.zeros(4, 2), "w": torch.zeros(2)}, model()])
     assert left_out(plan) == {("m1", HEAD): f"shares its storage with {EMBED}"}
+
+
+def test_filters_go_by_the_name_that_is_served() -> None:
+    weight = [{"filter": "lm_head", "value": 0.25}, {"value": 0.5}]
+    states, configs = [both(), only()], [tied(False), tied(True)]
+    plan = plan_of("task_arithmetic", states, configs=configs, parameters={"weight": weight})
+    assert [step.spec.weight for step in plan.steps] == [(0.5,), (0.25,)]
+
+
+def test_a_changed_prefix_is_said_once_and_filters_do_not_see_it() -> None:
+    headed = {f"model.layers.{n}.up": zeros(2) for n in range(3)} | {"model.norm": zeros(2)}
+    bare = {name.removeprefix("model."): x for name, x in headed.items()}
+    weight = [{"filter": "model.layers", "value": 0.25}, {"value": 0.5}]
+    plan = plan_of("task_arithmetic", [headed, bare], parameters={"weight": weight})
+    assert [step.spec.weight for step in plan.steps] == [(0.25,)] * 3 + [(0.5,)]
+    assert not any(step.note for step in plan.steps)
+    assert str(plan).count("layers.0") == 0 and sum("with 'model.'" in n for n in plan.notes) == 1
