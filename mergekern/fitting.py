@@ -9,9 +9,10 @@ from mergekern.checkpoint.base import Checkpoint
 from mergekern.dtypes import DISCRETE, MERGEABLE, dtype_name, work_dtype
 from mergekern.errors import MismatchError, RecipeError
 from mergekern.options import Options
-from mergekern.outputs import Held, Output, members_of
+from mergekern.outputs import Held, Output
 from mergekern.plan import Input, Step
 from mergekern.recipe import Recipe
+from mergekern.roles import members_of
 from mergekern.spec import AS_IS, Spec
 from mergekern.tokenizer.tensors import is_vocabulary
 

@@ -158,7 +158,20 @@ def by_number(config: Mapping[str, Any], stack: Stack) -> list[str]:
     Those whose value leaves all layers alike are not among them.
     """
     inner = _within(config, () if stack.path is None else stack.path[:-1])
-    return [key for key in _BY_NUMBER if 1 < (inner.get(key) or 0) < stack.depth]
+    numbers = {key: inner[key] for key in _BY_NUMBER if isinstance(inner.get(key), int)}
+    return [key for key, number in numbers.items() if 1 < number < stack.depth]
+
+
+def contradictions(depths: Mapping[Stack, int]) -> Iterator[tuple[str, Mapping[str, int]]]:
+    """Fields of the config that would have to be several depths at once: those of the stacks whose
+    depth they are, by prefix."""
+    fields: dict[Path, dict[str, int]] = {}
+    for stack, depth in depths.items():
+        if stack.path is not None:
+            fields.setdefault(stack.path, {})[stack.prefix] = depth
+    for path, found in fields.items():
+        if len(set(found.values())) > 1:
+            yield ".".join(path), found
 
 
 def _rebuilt(config: Mapping[str, Any], stack: Stack, taken: Taken, at: Path) -> dict[str, Any]:

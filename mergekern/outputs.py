@@ -8,14 +8,23 @@ from the last one's. Of `modules`, each makes the tensors of its own part of the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.errors import MismatchError, RecipeError
-from mergekern.layers import Layers, Stack, before_layers, config_of_layers, in_module, layers_of
+from mergekern.layers import (
+    Layers,
+    Stack,
+    before_layers,
+    by_number,
+    config_of_layers,
+    contradictions,
+    in_module,
+    layers_of,
+)
 from mergekern.recipe import Entry, Part, Recipe
+from mergekern.roles import members_of
 from mergekern.tied import Names
 
 Held = Mapping[int, TensorInfo]  # by model; a tied tensor may be stored under another name
@@ -42,41 +51,11 @@ class Output(NamedTuple):
         return self.name if self.names is None else self.names[model]
 
 
-@dataclass(frozen=True)
-class Members:
-    """The models of one part, by their places among the recipe's sources.
-
-    base:    gives the deltas, or decides shapes; None when no model was named for it
-    experts: model -> place in part.experts
-    deltas:  what is merged are the experts' differences from the base
-    """
-
-    base: int | None
-    experts: Mapping[int, int]
-    deltas: bool
-
-    @cached_property
-    def models(self) -> tuple[int, ...]:
-        """Every one of them, in the order of the recipe's sources."""
-        return tuple(sorted({*self.experts, *(() if self.base is None else (self.base,))}))
-
-
-def members_of(recipe: Recipe) -> tuple[Members, ...]:
-    """The models of every part."""
-    place = {id(source): model for model, source in enumerate(recipe.sources)}
-    return tuple(
-        Members(
-            None if part.base is None else place[id(part.base)],
-            {place[id(entry.source)]: k for k, entry in enumerate(part.experts)},
-            recipe.method.takes_deltas(part.base is not None),
-        )
-        for part in recipe.parts
-    )
-
-
 class Outputs:
-    """The output tensors of a recipe over opened models; config: that fits them, known when all
-    have been asked for, None where it is the donor's.
+    """The output tensors of a recipe over opened models.
+
+    config: that fits them, None where it is the donor's; notes: what it cannot say. Both are known
+    when all tensors have been asked for.
 
     names: of each model, the tensors by the names that outputs have; see tied.match_names()
     donor:  the model whose names, order and config the output has
@@ -98,6 +77,8 @@ class Outputs:
         self._donor = donor
         self._members = members_of(recipe)
         self._layers: dict[int, Layers] = {}
+        self._depths: dict[Stack, int] = {}  # of what slices make
+        self.notes: tuple[str, ...] = ()
         named = recipe.sources[donor].architecture
         self.config: Mapping[str, Any] | None = None
         if named is not None:
@@ -107,10 +88,33 @@ class Outputs:
         modules = list(dict.fromkeys(part.module for part in self._recipe.parts))
         for module in modules:
             places = [n for n, part in enumerate(self._recipe.parts) if part.module == module]
+            if module:
+                self._check_module(module, places)
             if any(entry.layers for n in places for entry in self._recipe.parts[n].entries):
                 yield from self._sliced(module, places)
             else:
                 yield from self._whole(places[0], module, modules)
+        self._check_depths()
+
+    def _check_module(self, module: str, parts: Sequence[int]) -> None:
+        models = dict.fromkeys(model for part in parts for model in self._members[part].models)
+        names = [name for model in models for name in self._stored[model]]
+        if all(in_module(name, self._modules) != module for name in names):
+            begins = ", ".join(dict.fromkeys(".".join(name.split(".")[:2]) for name in names))
+            raise RecipeError(
+                f"modules.{module}: no tensor of its models lies in a module of that name; theirs "
+                f"begin with {begins[:200]}"
+            )
+
+    def _check_depths(self) -> None:
+        text = self._of(self._donor).text if self._depths else ()
+        for field, depths in contradictions({s: self._depths.get(s, s.depth) for s in text}):
+            each = ", ".join(f"{depth} layers {prefix}*" for prefix, depth in depths.items())
+            raise RecipeError(
+                f"slices make {each}, and the config of {self._labels[self._donor]} has one field "
+                f"for them all, {field}: give it a field for each (T5 has num_decoder_layers), or "
+                "make as many layers of each"
+            )
 
     def why_not(self, model: int, name: str) -> str:
         """Why nothing is made of an input tensor that no output is given."""
@@ -158,7 +162,14 @@ class Outputs:
                 taken.append((self._configs[first], layer[first]))
                 depth += 1
         yield from self._outside(parts[-1], module, stack, before=False)
+        self._depths[stack] = depth
         config = self.config or self._configs[self._donor]
+        if any(number != layer for number, (_, layer) in enumerate(taken)):
+            self.notes += tuple(
+                f"{field} in the config goes by the layers' numbers, which slices have changed: it "
+                "is kept as it is"
+                for field in by_number(config, stack)
+            )
         self.config = config_of_layers(config, stack, taken) if config else None
 
     def _layer(

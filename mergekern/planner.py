@@ -47,6 +47,7 @@ def build_plan(
     steps, gone = _decide_all(fitting, outputs)
     gone = [*names.left_out, *gone, *_untouched(recipe, names, outputs)]
     steps = _widen(steps, recipe.dtype)
+    others = () if share else fitting.notes(checkpoints)
     return Plan(
         method=recipe.method.name,
         parameters=recipe.parameters,
@@ -62,7 +63,7 @@ def build_plan(
         config=outputs.config,
         dropped=_dropped(fitting.labels, steps, gone),
         input_bytes=_bytes_of(steps, checkpoints),
-        notes=_notes(recipe, fitting, names, () if share else fitting.notes(checkpoints)),
+        notes=_notes(recipe, fitting, names, outputs.notes + others),
     )
 
 

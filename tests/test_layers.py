@@ -6,7 +6,14 @@ import pytest
 import torch
 import transformers as tf
 
-from mergekern.layers import Layers, before_layers, by_number, config_of_layers, layers_of
+from mergekern.layers import (
+    Layers,
+    before_layers,
+    by_number,
+    config_of_layers,
+    contradictions,
+    layers_of,
+)
 
 SMALL = {
     "vocab_size": 32,
@@ -155,3 +162,20 @@ def test_lists_inside_a_nested_config_follow_too() -> None:
 
 def test_numbers_that_do_not_begin_at_zero_are_no_layers() -> None:
     assert layers_of(["x.1.w", "x.2.w", "mlp.0.w", "mlp.2.w"], {}) == Layers(())
+
+
+def test_one_field_cannot_be_two_depths() -> None:
+    names = [f"{side}.block.{i}.w" for side in ("encoder", "decoder") for i in range(3)]
+    both = layers_of(names, {"num_layers": 3}).stacks
+    assert not list(contradictions(dict.fromkeys(both, 2)))
+    made = {stack: 2 if stack.prefix == "encoder.block." else 3 for stack in both}
+    (field, depths) = next(contradictions(made))
+    assert field == "num_layers" and depths == {"encoder.block.": 2, "decoder.block.": 3}
+    apart = layers_of(names, {"num_layers": 3, "num_decoder_layers": 3}).stacks
+    assert not list(contradictions({stack: n for n, stack in enumerate(apart)}))
+
+
+def test_only_numbers_go_by_the_layers_number() -> None:
+    config = {"num_hidden_layers": 4, "sliding_window_pattern": "LLLG", "max_window_layers": 2}
+    (stack,) = layers_of([f"layers.{i}.w" for i in range(4)], config).stacks
+    assert by_number(config, stack) == ["max_window_layers"]

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import mergekern
@@ -238,3 +239,35 @@ def test_a_modules_slice_is_called_by_its_place_there() -> None:
     modules = {"encoder": slices(2), "decoder": slices(1, 3)}
     with pytest.raises(MergeError, match=r"^modules.decoder.slices\[1\]: layer_range \[0, 3\]"):
         mergekern.plan({"merge_method": "linear", "modules": modules})
+
+
+def folder(path, model, **config) -> str:
+    path.mkdir()
+    save_file(model, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(config))
+    return str(path)
+
+
+def test_what_the_config_cannot_say_of_moved_layers(tmp_path) -> None:
+    config = {"num_hidden_layers": DEPTH, "first_k_dense_replace": 2}
+    made = folder(tmp_path / "a", A, **config)
+
+    def notes(*runs):
+        slices = [{"sources": [source(made, *run, weight=1)]} for run in runs]
+        return [n for n in mergekern.plan({"merge_method": "linear", "slices": slices}).notes]
+
+    assert notes((0, 3)) == []
+    assert "first_k_dense_replace in the config goes by" in notes((1, 4))[0]
+
+
+def test_modules_that_the_config_cannot_tell_apart_or_that_are_not_there(tmp_path) -> None:
+    t5 = {f"{side}.block.{i}.q": torch.ones(2) for side in ("encoder", "decoder") for i in (0, 1)}
+    made = folder(tmp_path / "t5", t5, num_layers=2)
+    whole = {"models": [{"model": made, "parameters": {"weight": 1}}]}
+    modules = {"encoder": {"slices": [{"sources": [source(made, 0, 1, weight=1)]}]}}
+    recipe = {"merge_method": "linear", "modules": {**modules, "decoder": whole}}
+    with pytest.raises(MergeError, match="one field for them all, num_layers: give it"):
+        mergekern.plan(recipe)
+    recipe["modules"] = {"encoder": whole, "decodr": whole}
+    with pytest.raises(MergeError, match=r"^modules.decodr: no tensor .* encoder.block"):
+        mergekern.plan(recipe)
