@@ -92,7 +92,7 @@ class Fitting:
         base = members.base
         if base is not None and base not in held and (members.deltas or self.mismatch == "base"):
             return None, self._orphan(held, base)
-        like = next(m for m in (base, self.donor, min(held)) if m is not None and m in held)
+        like = members.like(held, self.donor)
         misfits = {
             model: fault
             for model in members.models

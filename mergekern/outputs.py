@@ -92,8 +92,10 @@ class Outputs:
                 self._check_module(module, places)
             if any(entry.layers for n in places for entry in self._recipe.parts[n].entries):
                 yield from self._sliced(module, places)
-            else:
-                yield from self._whole(places[0], module, modules)
+                continue
+            yield from self._whole(places[0], module, modules)
+            if module:
+                self._take_depths(places[0], module)
         self._check_depths()
 
     def _check_module(self, module: str, parts: Sequence[int]) -> None:
@@ -105,6 +107,29 @@ class Outputs:
                 f"modules.{module}: no tensor of its models lies in a module of that name; theirs "
                 f"begin with {begins[:200]}"
             )
+
+    def _take_depths(self, part: int, module: str) -> None:
+        """The config of a module whose models are not the donor is theirs as far as layers go."""
+        members = self._members[part]
+        like = members.like(members.models, self._donor)
+        if like == self._donor:
+            return
+        theirs = {stack.prefix: stack for stack in self._of(like).stacks}
+        for stack in self._of(self._donor).stacks:
+            if in_module(stack.name(0, ""), self._modules) == module and stack.prefix in theirs:
+                layers = range(theirs[stack.prefix].depth)
+                self._make_config(stack, [(self._configs[like], layer) for layer in layers])
+
+    def _make_config(self, stack: Stack, taken: Sequence[tuple[Mapping[str, Any], int]]) -> None:
+        self._depths[stack] = len(taken)
+        config = self.config or self._configs[self._donor]
+        if any(number != layer for number, (_, layer) in enumerate(taken)):
+            self.notes += tuple(
+                f"{field} in the config goes by the layers' numbers, which slices have changed: it "
+                "is kept as it is"
+                for field in by_number(config, stack)
+            )
+        self.config = config_of_layers(config, stack, taken) if config else None
 
     def _check_depths(self) -> None:
         text = self._of(self._donor).text if self._depths else ()
@@ -142,10 +167,11 @@ class Outputs:
             held = {m: self._stored[m][name] for m in models if name in self._stored[m]}
             if held:
                 lent = tuple(m for m in held if (m, name) in self._lent)
-                yield Output(name, part, self._position(name), held, lent)
+                like = self._members[part].like(held, self._donor)
+                yield Output(name, part, self._position(like, name), held, lent)
 
-    def _position(self, name: str) -> float:
-        return 0.0 if self._recipe.constant else self._of(self._donor).position(name)
+    def _position(self, like: int, name: str) -> float:
+        return 0.0 if self._recipe.constant else self._of(like).position(name)
 
     def _sliced(self, module: str, parts: Sequence[int]) -> Iterator[Output]:
         ranges = [self._ranges(part) for part in parts]
@@ -162,15 +188,7 @@ class Outputs:
                 taken.append((self._configs[first], layer[first]))
                 depth += 1
         yield from self._outside(parts[-1], module, stack, before=False)
-        self._depths[stack] = depth
-        config = self.config or self._configs[self._donor]
-        if any(number != layer for number, (_, layer) in enumerate(taken)):
-            self.notes += tuple(
-                f"{field} in the config goes by the layers' numbers, which slices have changed: it "
-                "is kept as it is"
-                for field in by_number(config, stack)
-            )
-        self.config = config_of_layers(config, stack, taken) if config else None
+        self._make_config(stack, taken)
 
     def _layer(
         self,

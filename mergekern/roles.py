@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,6 +26,11 @@ class Members:
     def models(self) -> tuple[int, ...]:
         """Every one of them, in the order of the recipe's sources."""
         return tuple(sorted({*self.experts, *(() if self.base is None else (self.base,))}))
+
+    def like(self, held: Collection[int], donor: int) -> int:
+        """Which of the models that have a tensor decides its shape, and the depth it lies at."""
+        base = donor if self.base is None else self.base
+        return next(model for model in (base, donor, min(held)) if model in held)
 
 
 def members_of(recipe: Recipe) -> tuple[Members, ...]:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import mergekern
@@ -271,3 +271,35 @@ def test_modules_that_the_config_cannot_tell_apart_or_that_are_not_there(tmp_pat
     recipe["modules"] = {"encoder": whole, "decodr": whole}
     with pytest.raises(MergeError, match=r"^modules.decodr: no tensor .* encoder.block"):
         mergekern.plan(recipe)
+
+
+def test_a_module_has_the_layers_and_gradients_of_its_own_models(tmp_path) -> None:
+    def model(name, encoder, decoder):
+        depths = {"encoder": encoder, "decoder": decoder}
+        names = [f"{side}.block.{i}.q" for side, n in depths.items() for i in range(n)]
+        config = {"num_layers": encoder, "num_decoder_layers": decoder}
+        return folder(tmp_path / name, {n: torch.ones(2) for n in names}, **config)
+
+    def whole(path):
+        return {"models": [{"model": path, "parameters": {"weight": [0, 1]}}]}
+
+    modules = {"encoder": whole(model("a", 2, 3)), "decoder": whole(model("b", 3, 5))}
+    recipe = {"merge_method": "linear", "modules": modules, "parameters": {"normalize": False}}
+    mergekern.merge(recipe, tmp_path / "out")
+    made = load_file(tmp_path / "out/model.safetensors")
+    assert [made[f"encoder.block.{i}.q"][0].item() for i in range(2)] == [0, 1]
+    assert [made[f"decoder.block.{i}.q"][0].item() for i in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert (config["num_layers"], config["num_decoder_layers"]) == (2, 5)
+
+
+def test_gradients_end_with_the_layers_that_only_some_models_have() -> None:
+    deep = state(3, DEPTH + 2)
+    recipe = {
+        "merge_method": "linear",
+        "models": [{"model": m, "parameters": {"weight": [0, 1]}} for m in (A, deep)],
+        "parameters": {"normalize": False},
+    }
+    made = mergekern.merge(recipe, mismatch="skip-model")
+    last = f"model.layers.{DEPTH + 1}.q.weight"
+    assert torch.equal(made[last], deep[last])
