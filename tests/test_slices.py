@@ -297,7 +297,7 @@ def test_gradients_end_with_the_layers_that_only_some_models_have() -> None:
     deep = state(3, DEPTH + 2)
     recipe = {
         "merge_method": "linear",
-        "models": [{"model": m, "parameters": {"weight": [0, 1]}} for m in (A, deep)],
+        "models": [{"model": m, "parameters": {"weight": [0, 0.5, 1]}} for m in (A, deep)],
         "parameters": {"normalize": False},
     }
     made = mergekern.merge(recipe, mismatch="skip-model")
