@@ -114,6 +114,12 @@ void bind_operations(py::module_& m) {
       },
       Released());
   m.def(
+      "elementwise",
+      [](const How& how, const Elementwise& f, const Inputs& inputs, uintptr_t out, DType dtype) {
+        return elementwise(how, f, inputs.tile, pointer<void>(out), dtype);
+      },
+      Released());
+  m.def(
       "speculate",
       [](const How& how, const FusedOp& op, const Inputs& inputs,
          const std::vector<std::pair<Cuts, Cuts>>& strict_and_wide, uintptr_t out, DType dtype,
@@ -262,6 +268,14 @@ PYBIND11_MODULE(_C, m) {
            py::kw_only(), py::arg("rule"), py::arg("elect"), py::arg("combine"), py::arg("scale"),
            py::arg("divisor"), py::arg("seed"), py::arg("name_hash"), py::arg("ballots_are_values"),
            py::arg("trim_by") = TrimBy::magnitude, py::arg("least") = 0.0);
+  py::enum_<Formula>(m, "Formula")
+      .value("near_swap", Formula::near_swap)
+      .value("overlap_mean", Formula::overlap_mean);
+  py::class_<Elementwise>(m, "Elementwise")
+      .def(py::init([](Formula formula, double t, double epsilon) {
+             return Elementwise{formula, t, epsilon};
+           }),
+           py::kw_only(), py::arg("formula"), py::arg("t") = 0.0, py::arg("epsilon"));
   py::class_<Odds>(m, "Odds").def(py::init([](uint32_t index, uint64_t smallest, uint64_t largest) {
                                     return Odds{index, smallest, largest};
                                   }),

@@ -55,6 +55,13 @@ class FusedOp:
         least: float = 0.0,
     ) -> None: ...
 
+class Formula:
+    near_swap: Formula
+    overlap_mean: Formula
+
+class Elementwise:
+    def __init__(self, *, formula: Formula, t: float = 0.0, epsilon: float) -> None: ...
+
 class Odds:
     def __init__(self, *, index: int, smallest: int, largest: int) -> None: ...
 
@@ -89,6 +96,7 @@ class Found:
     def overflow(self) -> bool: ...
 
 def fuse(how: How, op: FusedOp, inputs: Inputs, out: int, out_dtype: DType) -> Found: ...
+def elementwise(how: How, f: Elementwise, inputs: Inputs, out: int, out_dtype: DType) -> Found: ...
 def speculate(
     how: How,
     op: FusedOp,

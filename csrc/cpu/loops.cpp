@@ -1,6 +1,7 @@
 // Compiled once per instruction set, MK_ISA naming it: the loops over element.h.
 #include "cpu/loops.h"
 
+#include "cpu/elementwise.h"
 #include "cpu/finite.h"
 #include "cpu/lowrank.h"
 #include "cpu/prune.h"
@@ -20,6 +21,10 @@ const Loops table = {
     [](const FusedOp& op, const Tile& t, bool wide, int64_t begin, int64_t end, void* out,
        DType out_dtype, Findings* found) {
       (wide ? fuse<double> : fuse<float>)(op, t, begin, end, out, out_dtype, found);
+    },
+    [](const Elementwise& f, const Tile& t, bool wide, int64_t begin, int64_t end, void* out,
+       DType out_dtype, Findings* found) {
+      (wide ? elementwise<double> : elementwise<float>)(f, t, begin, end, out, out_dtype, found);
     },
     [](const FusedOp& op, const Tile& t, const Margin* margins, bool wide, int64_t begin,
        int64_t end, void* out, DType out_dtype, Findings* found, int64_t* kept, uint8_t* open) {

@@ -33,12 +33,22 @@ struct LowRank {
   float scale;
 };
 
+// A method that is a function of each element; see cpu/elementwise.h.
+enum class Formula : int32_t { near_swap, overlap_mean };
+struct Elementwise {
+  Formula formula;
+  double t;        // near_swap: how far a difference is taken over whole
+  double epsilon;  // near_swap: the least difference; overlap_mean: the largest that is no change
+};
+
 // Every function handles the elements [begin, end) of the tile; `wide` computes in fp64. begin is a
 // multiple of kChunk, so pieces may run in any order on any thread.
 struct Loops {
   const char* name;
   void (*fuse)(const FusedOp&, const Tile&, bool wide, int64_t begin, int64_t end, void* out,
                DType out_dtype, Findings*);
+  void (*elementwise)(const Elementwise&, const Tile&, bool wide, int64_t begin, int64_t end,
+                      void* out, DType out_dtype, Findings*);
   // kept: [K, 2, 2], is added to; open: one bit per element; without out, counts and marks alone
   void (*speculate)(const FusedOp&, const Tile&, const Margin*, bool wide, int64_t begin,
                     int64_t end, void* out, DType out_dtype, Findings*, int64_t* kept,

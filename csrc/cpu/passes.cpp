@@ -57,6 +57,15 @@ Found fuse(const How& how, const FusedOp& op, const Tile& t, void* out, DType ou
   return found.all();
 }
 
+Found elementwise(const How& how, const Elementwise& f, const Tile& t, void* out, DType out_dtype) {
+  const Loops& table = loops(how.isa.c_str());
+  FoundByThread found(how.threads, t);
+  over_pieces(how.threads, t.numel, [&](int thread, int64_t begin, int64_t end) {
+    table.elementwise(f, t, how.wide, begin, end, out, out_dtype, found.of(thread));
+  });
+  return found.all();
+}
+
 Found speculate(const How& how, const FusedOp& op, const Tile& t, const Margin* margins, void* out,
                 DType out_dtype, int64_t* kept, uint8_t* open) {
   const Loops& table = loops(how.isa.c_str());

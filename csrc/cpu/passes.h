@@ -19,6 +19,7 @@ struct Found {
 };
 
 Found fuse(const How&, const FusedOp&, const Tile&, void* out, DType out_dtype);
+Found elementwise(const How&, const Elementwise&, const Tile&, void* out, DType out_dtype);
 
 // kept: [K, 2, 2], is added to; open: one bit per element; out may be null
 Found speculate(const How&, const FusedOp&, const Tile&, const Margin*, void* out, DType out_dtype,
