@@ -120,6 +120,12 @@ void bind_operations(py::module_& m) {
       },
       Released());
   m.def(
+      "overlaps",
+      [](const How& how, const Inputs& inputs, double epsilon) {
+        return overlaps(how, inputs.tile, epsilon);
+      },
+      Released());
+  m.def(
       "speculate",
       [](const How& how, const FusedOp& op, const Inputs& inputs,
          const std::vector<std::pair<Cuts, Cuts>>& strict_and_wide, uintptr_t out, DType dtype,
@@ -228,6 +234,30 @@ void bind_lowrank(py::module_& m) {
       Released());
 }
 
+void bind_elementary(py::module_& m) {
+  using Released = py::call_guard<py::gil_scoped_release>;
+  m.def(
+      "exp",
+      [](const std::string& isa, uintptr_t x, int64_t n, uintptr_t out) {
+        loops(isa.c_str()).exp(pointer<double>(x), n, pointer<double>(out));
+      },
+      Released());
+  m.def(
+      "log",
+      [](const std::string& isa, uintptr_t x, int64_t n, uintptr_t out) {
+        loops(isa.c_str()).log(pointer<double>(x), n, pointer<double>(out));
+      },
+      Released());
+  m.def(
+      "total",
+      [](const std::string& isa, uintptr_t x, int64_t rows, int64_t length, uintptr_t out) {
+        std::vector<double> half(static_cast<size_t>(length / 2 + 1));
+        loops(isa.c_str())
+            .total(pointer<double>(x), rows, length, half.data(), pointer<double>(out));
+      },
+      Released());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -305,6 +335,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("overflow", &Found::overflow);
   bind_operations(m);
   bind_lowrank(m);
+  bind_elementary(m);
   m.def("fuse", &fuse);
   m.def("fuse_batch", &run_batch);
   m.def("count", &count);

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from mergekern.backends import BLOCK, CHUNK, Backend
+from mergekern.backends.cpu import CpuBackend
 from mergekern.backends.functions import Inputs, widened
 from mergekern.counting import keys_by_counting
 from mergekern.elementary import total
 from mergekern.function import Found, values_at
 from mergekern.fused import Tile
+from mergekern.methods.elementwise import overlaps
 from mergekern.pieces import each, pieces
 from mergekern.plan import Step
 from mergekern.tiles import Part, Tensors, cut
@@ -42,15 +45,17 @@ class Survey:
         self.numel = self._step.numel
         self.inputs = len(self._step.experts)
 
-    def sums(self, function: Elementwise) -> torch.Tensor:
-        """fp64: the sums of what an elementwise function(base, experts) makes of the tensor, over
-        the last dimension of what it returns; of booleans, how many are true.
+    def sums(self, function: Elementwise, **parameters: Any) -> torch.Tensor:
+        """fp64: the sums of what an elementwise function(base, experts, **parameters) makes of the
+        tensor, over the last dimension of what it returns; of booleans, how many are true.
 
         Per BLOCK elements by halves, the blocks in order.
         """
+        if isinstance(self._backend, CpuBackend) and function is overlaps:
+            return self._overlaps(self._backend, **parameters)
 
         def of_blocks(tile: Tile) -> torch.Tensor:
-            values = function(*self._seen(tile, (-1,)))
+            values = function(*self._seen(tile, (-1,)), **parameters)
             room = -values.shape[-1] % BLOCK
             blocks = torch.nn.functional.pad(values, (0, room)).unflatten(-1, (-1, BLOCK))
             counts = values.dtype == torch.bool  # the same in any order
@@ -58,6 +63,11 @@ class Survey:
 
         blocks = torch.cat(list(self._map(of_blocks, BLOCK)), -1).numpy()
         return torch.from_numpy(np.add.accumulate(blocks, -1)[..., -1])
+
+    def _overlaps(self, backend: CpuBackend, *, epsilon: float) -> torch.Tensor:
+        tiles = (tile for _, tile in self._tensors.tiles())
+        counts = [backend.overlaps(tile, self._step.work, epsilon) for tile in tiles]
+        return torch.stack(counts).sum(0).double()
 
     def rows(self, function: Elementwise) -> torch.Tensor:
         """fp64 [rows, ...] of function(base, experts), which sees whole rows, [r, row_width], and

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "mergekern"
 ABOVE_TO_BELOW = """
-errors version sizes dtypes elementary collector huge _C _cuda kernels function fused angles
+errors version sizes dtypes collector huge _C _cuda kernels elementary function fused angles
 geometry spec methods recipe
 checkpoint report columns plan naming tied tokenizer layers options outputs fitting planner
 remembered lock card progress

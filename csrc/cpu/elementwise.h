@@ -93,6 +93,34 @@ void overlap_mean(const Elementwise& f, const Tile& t, int64_t begin, int64_t en
   }
 }
 
+// Adds to counts, [2, K], where a delta counts as a change: along with others, and by itself.
+template <typename Work>
+void overlaps(const Tile& t, double least, int64_t begin, int64_t end, int64_t* counts) {
+  const Scratch<Work> scratch(2 + t.count);
+  Work *base = scratch[0], *count = scratch[1];
+  const Work epsilon = static_cast<Work>(least);
+  for (int64_t at = begin; at < end; at += kStep) {
+    const int n = static_cast<int>(end - at < kStep ? end - at : kStep);
+    widen_block(t.base, t.base_dtype, at, base, n);
+    clear(count, n);
+    for (int k = 0; k < t.count; ++k) {
+      delta_block<false>(t.experts[k], at, base, scratch[2 + k], n, 0, 0);
+      count_changes(epsilon, scratch[2 + k], count, n);
+    }
+    for (int k = 0; k < t.count; ++k) {
+      const Work* d = scratch[2 + k];
+      int changes = 0, alone = 0;
+      for (int i = 0; i < n; ++i) {
+        const bool active = absolute(d[i]) > epsilon;
+        changes += active ? 1 : 0;
+        alone += active & (count[i] == 1) ? 1 : 0;
+      }
+      counts[k] += changes - alone;
+      counts[t.count + k] += alone;
+    }
+  }
+}
+
 template <typename Work>
 void elementwise(const Elementwise& f, const Tile& t, int64_t begin, int64_t end, void* out,
                  DType out_dtype, Findings* found) {

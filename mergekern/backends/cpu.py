@@ -90,6 +90,12 @@ class CpuBackend:
             return run(op, tile, out, one.fuse, all_finite, self.threads)
         return Findings(tuple(found.non_finite), found.overflow)
 
+    def overlaps(self, tile: Tile, work: torch.dtype, epsilon: float) -> torch.Tensor:
+        """int64 [2, K]: how often methods.elementwise.overlaps is true."""
+        check_tile(tile, work, _CPU)
+        counts = _C.overlaps(self._how(work), _inputs(tile), epsilon)
+        return torch.tensor(counts, dtype=torch.int64, device=_CPU).view(2, len(tile.experts))
+
     def speculate(
         self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None
     ) -> Speculation:

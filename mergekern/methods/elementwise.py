@@ -56,13 +56,15 @@ def ram(base: Tensor, experts: list[Tensor], *, epsilon: EPSILON = 1e-5) -> Tens
     return base + _sum(parts)
 
 
-def _boosts(tensor: Survey, *, epsilon: float, r: float, alpha: float) -> Found:
-    def counts(base: Tensor, experts: list[Tensor]) -> Tensor:
-        active, count = _overlap([x - base for x in experts], epsilon)
-        shared = torch.stack([a & (count > 1) for a in active])
-        return torch.stack([shared, torch.stack(active) & ~shared])
+def overlaps(base: Tensor, experts: list[Tensor], *, epsilon: float) -> Tensor:
+    """[2, K, n]: where a model changed what others did too, and where it alone did."""
+    active, count = _overlap([x - base for x in experts], epsilon)
+    shared = torch.stack([a & (count > 1) for a in active])
+    return torch.stack([shared, torch.stack(active) & ~shared])
 
-    shared, unique = tensor.sums(counts)
+
+def _boosts(tensor: Survey, *, epsilon: float, r: float, alpha: float) -> Found:
+    shared, unique = tensor.sums(overlaps, epsilon=epsilon)
     ratio = shared / unique.clamp(min=epsilon)
     return {"boost": 1 + r * ratio.clamp(0, alpha)}
 

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from mergekern.backends.cpu import CpuBackend, instruction_sets
 from mergekern.backends.formulas import spelled
+from mergekern.backends.functions import widened
 from mergekern.backends.reference import ReferenceBackend
 from mergekern.function import Function
 from mergekern.fused import ExpertScalars, Findings, FusedOp, Tile
 from mergekern.methods import get_method
-from mergekern.methods.elementwise import ram
+from mergekern.methods.elementwise import overlaps, ram
 
 REFERENCE = ReferenceBackend()
 BACKENDS = [CpuBackend(threads=2, instruction_set=name) for name in instruction_sets()]
@@ -100,6 +101,15 @@ def test_ramplus_tl(case: tuple[Tile, torch.dtype], epsilon: float, dtype: torch
     op = op_of("ramplus_tl", *case, epsilon=epsilon)
     op = replace(op, found={"boost": boosts[: len(case[0].experts)]})
     assert_same(op, case[0], dtype)
+
+
+@GRID
+@given(case=cases(5), epsilon=st.sampled_from(BOUNDS))
+def test_counts_of_overlaps(case: tuple[Tile, torch.dtype], epsilon: float) -> None:
+    t, work = case
+    want = overlaps(*widened(t, work), epsilon=epsilon).sum(-1)  # type: ignore[arg-type]
+    for backend in BACKENDS:
+        assert torch.equal(backend.overlaps(t, work, epsilon), want), backend.instruction_set
 
 
 @pytest.mark.parametrize("method", ["nearswap", "ram"])
