@@ -300,12 +300,15 @@ PYBIND11_MODULE(_C, m) {
            py::arg("trim_by") = TrimBy::magnitude, py::arg("least") = 0.0);
   py::enum_<Formula>(m, "Formula")
       .value("near_swap", Formula::near_swap)
-      .value("overlap_mean", Formula::overlap_mean);
+      .value("overlap_mean", Formula::overlap_mean)
+      .value("importance", Formula::importance)
+      .value("fusion", Formula::fusion);
   py::class_<Elementwise>(m, "Elementwise")
-      .def(py::init([](Formula formula, double t, double epsilon) {
-             return Elementwise{formula, t, epsilon};
+      .def(py::init([](Formula formula, double t, double epsilon, uintptr_t rows, int64_t width) {
+             return Elementwise{formula, t, epsilon, pointer<double>(rows), width};
            }),
-           py::kw_only(), py::arg("formula"), py::arg("t") = 0.0, py::arg("epsilon"));
+           py::kw_only(), py::arg("formula"), py::arg("t") = 0.0, py::arg("epsilon") = 0.0,
+           py::arg("rows") = 0, py::arg("width") = 0);
   py::class_<Odds>(m, "Odds").def(py::init([](uint32_t index, uint64_t smallest, uint64_t largest) {
                                     return Odds{index, smallest, largest};
                                   }),

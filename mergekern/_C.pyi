@@ -58,9 +58,19 @@ class FusedOp:
 class Formula:
     near_swap: Formula
     overlap_mean: Formula
+    importance: Formula
+    fusion: Formula
 
 class Elementwise:
-    def __init__(self, *, formula: Formula, t: float = 0.0, epsilon: float) -> None: ...
+    def __init__(
+        self,
+        *,
+        formula: Formula,
+        t: float = 0.0,
+        epsilon: float = 0.0,
+        rows: int = 0,
+        width: int = 0,
+    ) -> None: ...
 
 class Odds:
     def __init__(self, *, index: int, smallest: int, largest: int) -> None: ...

@@ -93,6 +93,55 @@ void overlap_mean(const Elementwise& f, const Tile& t, int64_t begin, int64_t en
   }
 }
 
+// The factor of each element's row.
+template <typename Work>
+void spread_rows(const Elementwise& f, int64_t element, Work* factor, int n) {
+  int64_t row = element / f.width;
+  for (int i = 0; i < n; ++row) {
+    const int64_t left = (row + 1) * f.width - (element + i);
+    const int stop = left < n - i ? i + static_cast<int>(left) : n;
+    const Work value = static_cast<Work>(f.rows[row]);
+    for (; i < stop; ++i) factor[i] = value;
+  }
+}
+
+// out = |d| factor: how much a delta d matters
+template <typename Work>
+void importance_block(const Work* __restrict__ d, const Work* __restrict__ factor,
+                      Work* __restrict__ out, int n) {
+  for (int i = 0; i < n; ++i) out[i] = absolute(d[i]) * factor[i];
+}
+
+// out = base + d where d matters enough, in a sum of one as in near_swap_block
+template <typename Work>
+void fusion_block(Work threshold, const Work* __restrict__ base, const Work* __restrict__ d,
+                  const Work* __restrict__ factor, Work* __restrict__ out, int n) {
+  for (int i = 0; i < n; ++i) {
+    const bool matters = absolute(d[i]) * factor[i] >= threshold;
+    out[i] = Work(0) + (base[i] + (matters ? d[i] : Work(0)));
+  }
+}
+
+template <typename Work>
+void fusion(const Elementwise& f, const Tile& t, int64_t begin, int64_t end, void* out,
+            DType out_dtype, Findings* found) {
+  const Scratch<Work> scratch(4);
+  Work *base = scratch[0], *d = scratch[1], *factor = scratch[2], *merged = scratch[3];
+  const Work threshold = static_cast<Work>(f.epsilon);
+  for (int64_t at = begin; at < end; at += kStep) {
+    const int n = static_cast<int>(end - at < kStep ? end - at : kStep);
+    if (!widen_block(t.base, t.base_dtype, at, base, n)) found->non_finite[0] = 1;
+    if (!delta_block<false>(t.experts[0], at, base, d, n, 0, 0)) found->non_finite[1] = 1;
+    spread_rows(f, t.offset + at, factor, n);
+    if (f.formula == Formula::importance) {
+      importance_block(d, factor, merged, n);
+    } else {
+      fusion_block(threshold, base, d, factor, merged, n);
+    }
+    if (!round_block(merged, out, out_dtype, at, n)) found->overflow = true;
+  }
+}
+
 // Adds to counts, [2, K], where a delta counts as a change: along with others, and by itself.
 template <typename Work>
 void overlaps(const Tile& t, double least, int64_t begin, int64_t end, int64_t* counts) {
@@ -127,6 +176,8 @@ void elementwise(const Elementwise& f, const Tile& t, int64_t begin, int64_t end
   switch (f.formula) {
     case Formula::near_swap: return near_swap<Work>(f, t, begin, end, out, out_dtype, found);
     case Formula::overlap_mean: return overlap_mean<Work>(f, t, begin, end, out, out_dtype, found);
+    case Formula::importance:
+    case Formula::fusion: return fusion<Work>(f, t, begin, end, out, out_dtype, found);
   }
 }
 

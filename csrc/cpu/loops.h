@@ -34,11 +34,14 @@ struct LowRank {
 };
 
 // A method that is a function of each element; see cpu/elementwise.h.
-enum class Formula : int32_t { near_swap, overlap_mean };
+enum class Formula : int32_t { near_swap, overlap_mean, importance, fusion };
 struct Elementwise {
   Formula formula;
   double t;        // near_swap: how far a difference is taken over whole
-  double epsilon;  // near_swap: the least difference; overlap_mean: the largest that is no change
+  double epsilon;  // near_swap: the least difference; overlap_mean: the largest that is no change;
+                   // fusion: the least importance of one that is taken over
+  const double* rows;  // importance, fusion: a factor for each row of the tensor
+  int64_t width;       // of a row
 };
 
 // Every function handles the elements [begin, end) of the tile; `wide` computes in fp64. begin is a

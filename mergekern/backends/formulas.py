@@ -12,8 +12,16 @@ from typing import Any
 import torch
 
 from mergekern import _C
+from mergekern.function import PerRow
 from mergekern.fused import ExpertScalars, FusedOp
-from mergekern.methods.elementwise import NEAREST, nearswap, ram, ramplus_tl
+from mergekern.methods.elementwise import (
+    NEAREST,
+    arcee_fusion,
+    importance,
+    nearswap,
+    ram,
+    ramplus_tl,
+)
 
 Spelled = tuple[_C.Elementwise, tuple[ExpertScalars, ...]]  # how, and with what of each expert
 
@@ -43,8 +51,28 @@ def _overlap_mean(op: FusedOp, parameters: Mapping[str, Any]) -> Spelled:
     return mean, tuple(ExpertScalars(e.index, coef=boost) for e, boost in scalars)
 
 
+def _by_rows(formula: _C.Formula, op: FusedOp, epsilon: float = 0.0) -> Spelled:
+    divergence = op.found["divergence"]
+    assert isinstance(divergence, PerRow), f"divergences are one per row, not {divergence}"
+    assert divergence.values.dtype == torch.float64 and divergence.values.is_contiguous()
+    rows, width = divergence.values.data_ptr(), divergence.width
+    return _C.Elementwise(formula=formula, epsilon=epsilon, rows=rows, width=width), op.experts
+
+
+def _importance(op: FusedOp, parameters: Mapping[str, Any]) -> Spelled:
+    return _by_rows(_C.Formula.importance, op)
+
+
+def _fusion(op: FusedOp, parameters: Mapping[str, Any]) -> Spelled:
+    threshold = op.found["threshold"]
+    assert isinstance(threshold, torch.Tensor), f"the threshold is a number, not {threshold}"
+    return _by_rows(_C.Formula.fusion, op, float(threshold))
+
+
 _SPELLINGS: tuple[tuple[Any, Callable[[FusedOp, Mapping[str, Any]], Spelled]], ...] = (
     (nearswap, _near_swap),
     (ram, _overlap_mean),
     (ramplus_tl, _overlap_mean),
+    (importance, _importance),
+    (arcee_fusion, _fusion),
 )

@@ -118,7 +118,8 @@ def _sum(tensors: list[Tensor]) -> Tensor:
     return total
 
 
-def _importance(base: Tensor, experts: list[Tensor], found: Mapping[str, Tensor]) -> Tensor:
+def importance(base: Tensor, experts: list[Tensor], found: Mapping[str, Tensor]) -> Tensor:
+    """|x - base| times the divergence of the row."""
     return (experts[0] - base).abs() * found["divergence"]
 
 
@@ -126,7 +127,7 @@ def _fusion(tensor: Survey) -> Found:
     divergence: Found = {"divergence": PerRow(tensor.rows(_divergences), tensor.row_width)}
     last = tensor.numel - 1
     places = [quarter * last // 4 for quarter in (1, 2, 3)]
-    low, middle, high = tensor.ascending(_importance, places, divergence)
+    low, middle, high = tensor.ascending(importance, places, divergence)
     return {**divergence, "threshold": middle + 1.5 * (high - low)}
 
 
@@ -158,4 +159,4 @@ def arcee_fusion(base: Tensor, experts: list[Tensor], found: Mapping[str, Tensor
     float64; mergekit's are in the inputs' dtype.
     """
     d = experts[0] - base
-    return base + torch.where(_importance(base, experts, found) >= found["threshold"], d, 0.0)
+    return base + torch.where(importance(base, experts, found) >= found["threshold"], d, 0.0)

@@ -16,10 +16,10 @@ from mergekern.backends.cpu import CpuBackend, instruction_sets
 from mergekern.backends.formulas import spelled
 from mergekern.backends.functions import widened
 from mergekern.backends.reference import ReferenceBackend
-from mergekern.function import Function
+from mergekern.function import Function, PerRow
 from mergekern.fused import ExpertScalars, Findings, FusedOp, Tile
 from mergekern.methods import get_method
-from mergekern.methods.elementwise import overlaps, ram
+from mergekern.methods.elementwise import importance, overlaps, ram
 
 REFERENCE = ReferenceBackend()
 BACKENDS = [CpuBackend(threads=2, instruction_set=name) for name in instruction_sets()]
@@ -101,6 +101,27 @@ def test_ramplus_tl(case: tuple[Tile, torch.dtype], epsilon: float, dtype: torch
     op = op_of("ramplus_tl", *case, epsilon=epsilon)
     op = replace(op, found={"boost": boosts[: len(case[0].experts)]})
     assert_same(op, case[0], dtype)
+
+
+@GRID
+@given(
+    case=cases(1), width=st.sampled_from([1, 3, 100, 512, 70_000]), dtype=st.sampled_from(FLOATS)
+)
+def test_arcee_fusion(case: tuple[Tile, torch.dtype], width: int, dtype: torch.dtype) -> None:
+    """The importance of every element, and the merge by one of them."""
+    t, work = case
+    g = torch.Generator().manual_seed(width)
+    rows = -(-(t.offset + t.numel) // width)
+    values = torch.rand(rows, dtype=torch.float64, generator=g) ** 3
+    values[::7] = 0
+    divergence = PerRow(values, width)
+    op = op_of("arcee_fusion", t, work)
+    assert op.function is not None
+    ranked = replace(op.function, call=importance)
+    assert_same(replace(op, function=ranked, found={"divergence": divergence}), t, work)
+    found = {"divergence": divergence.at(t.offset, t.numel).to(work)}
+    threshold = importance(*widened(t, work), found)[t.numel // 2]
+    assert_same(replace(op, found={"divergence": divergence, "threshold": threshold}), t, dtype)
 
 
 @GRID
