@@ -114,6 +114,18 @@ void bind_operations(py::module_& m) {
       },
       Released());
   m.def(
+      "elementwise",
+      [](const How& how, const Elementwise& f, const Inputs& inputs, uintptr_t out, DType dtype) {
+        return elementwise(how, f, inputs.tile, pointer<void>(out), dtype);
+      },
+      Released());
+  m.def(
+      "overlaps",
+      [](const How& how, const Inputs& inputs, double epsilon) {
+        return overlaps(how, inputs.tile, epsilon);
+      },
+      Released());
+  m.def(
       "speculate",
       [](const How& how, const FusedOp& op, const Inputs& inputs,
          const std::vector<std::pair<Cuts, Cuts>>& strict_and_wide, uintptr_t out, DType dtype,
@@ -222,6 +234,30 @@ void bind_lowrank(py::module_& m) {
       Released());
 }
 
+void bind_elementary(py::module_& m) {
+  using Released = py::call_guard<py::gil_scoped_release>;
+  m.def(
+      "exp",
+      [](const std::string& isa, uintptr_t x, int64_t n, uintptr_t out) {
+        loops(isa.c_str()).exp(pointer<double>(x), n, pointer<double>(out));
+      },
+      Released());
+  m.def(
+      "log",
+      [](const std::string& isa, uintptr_t x, int64_t n, uintptr_t out) {
+        loops(isa.c_str()).log(pointer<double>(x), n, pointer<double>(out));
+      },
+      Released());
+  m.def(
+      "total",
+      [](const std::string& isa, uintptr_t x, int64_t rows, int64_t length, uintptr_t out) {
+        std::vector<double> half(static_cast<size_t>(length / 2 + 1));
+        loops(isa.c_str())
+            .total(pointer<double>(x), rows, length, half.data(), pointer<double>(out));
+      },
+      Released());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -262,6 +298,17 @@ PYBIND11_MODULE(_C, m) {
            py::kw_only(), py::arg("rule"), py::arg("elect"), py::arg("combine"), py::arg("scale"),
            py::arg("divisor"), py::arg("seed"), py::arg("name_hash"), py::arg("ballots_are_values"),
            py::arg("trim_by") = TrimBy::magnitude, py::arg("least") = 0.0);
+  py::enum_<Formula>(m, "Formula")
+      .value("near_swap", Formula::near_swap)
+      .value("overlap_mean", Formula::overlap_mean)
+      .value("importance", Formula::importance)
+      .value("fusion", Formula::fusion);
+  py::class_<Elementwise>(m, "Elementwise")
+      .def(py::init([](Formula formula, double t, double epsilon, uintptr_t rows, int64_t width) {
+             return Elementwise{formula, t, epsilon, pointer<double>(rows), width};
+           }),
+           py::kw_only(), py::arg("formula"), py::arg("t") = 0.0, py::arg("epsilon") = 0.0,
+           py::arg("rows") = 0, py::arg("width") = 0);
   py::class_<Odds>(m, "Odds").def(py::init([](uint32_t index, uint64_t smallest, uint64_t largest) {
                                     return Odds{index, smallest, largest};
                                   }),
@@ -291,6 +338,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("overflow", &Found::overflow);
   bind_operations(m);
   bind_lowrank(m);
+  bind_elementary(m);
   m.def("fuse", &fuse);
   m.def("fuse_batch", &run_batch);
   m.def("count", &count);

@@ -3,14 +3,19 @@ has the same bits of them, which libraries do not promise.
 
 Each operation below is one of IEEE 754's (+ - * / and the square root) on every element, in this
 order. exp and log are within two units in the last place, sine and angle within a few.
+exp, log and total of fp64 in host memory run in csrc/cpu/elementary.h, which has the bits of
+plain_exp, plain_log and plain_total.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from mergekern import _C
 
 # ln 2 in two parts. Multiples of the first, of 32 bits, by an exponent are exact.
 LN2_HIGH = float.fromhex("0x1.62e42feep-1")
@@ -28,10 +33,25 @@ _SQRT_HALF = 0x3FE6A09E667F3BCD  # its bits
 _UNIT = 1.5 * 2**52  # added to a small number, it leaves a whole one, in the last bits
 
 
-def exp(x: Tensor) -> Tensor:
-    """e**x, elementwise, fp64, of x in [SMALLEST, LARGEST], the nearer one of them beyond.
+def _has_loops(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float64 and not x.requires_grad
 
-    x = k ln 2 + r with |r| <= ln(2) / 2; e**x = 2**k e**r, e**r = 1 + 2 r / (r coth(r / 2) - r).
+
+def _by_loop(loop: Callable[[str, int, int, int], None], x: Tensor) -> Tensor:
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    loop("", x.data_ptr(), x.numel(), out.data_ptr())
+    return out
+
+
+def exp(x: Tensor) -> Tensor:
+    """e**x, elementwise, fp64, of x in [SMALLEST, LARGEST], the nearer one of them beyond."""
+    return _by_loop(_C.exp, x) if _has_loops(x) else plain_exp(x)
+
+
+def plain_exp(x: Tensor) -> Tensor:
+    """x = k ln 2 + r with |r| <= ln(2) / 2; e**x = 2**k e**r,
+    e**r = 1 + 2 r / (r coth(r / 2) - r).
     """
     r = x.clamp(SMALLEST, LARGEST)
     shifted = (r * LOG2_E).add_(_UNIT)
@@ -46,9 +66,12 @@ def exp(x: Tensor) -> Tensor:
 
 
 def log(x: Tensor) -> Tensor:
-    """Natural logarithm, elementwise, fp64, of normal positive numbers.
+    """Natural logarithm, elementwise, fp64, of normal positive numbers."""
+    return _by_loop(_C.log, x) if _has_loops(x) else plain_log(x)
 
-    x = 2**k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); with s = f / (2 + f),
+
+def plain_log(x: Tensor) -> Tensor:
+    """x = 2**k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); with s = f / (2 + f),
     log(1 + f) = 2 atanh(s) = f - s (f - 2 (s**2 / 3 + s**4 / 5 + ...)).
     """
     bits = x.contiguous().view(torch.int64)
@@ -70,6 +93,15 @@ def total(x: Tensor) -> Tensor:
 
     The order goes by the length alone.
     """
+    if not _has_loops(x):
+        return plain_total(x)
+    x = x.contiguous()
+    sums = x.new_empty(x.shape[:-1])
+    _C.total("", x.data_ptr(), sums.numel(), x.shape[-1], sums.data_ptr())
+    return sums
+
+
+def plain_total(x: Tensor) -> Tensor:
     if not x.shape[-1]:
         return x.new_zeros(x.shape[:-1])
     while (length := x.shape[-1]) > 1:

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from mergekern.backends import BLOCK, CHUNK, Backend
+from mergekern.backends.cpu import CpuBackend
 from mergekern.backends.functions import Inputs, widened
 from mergekern.counting import keys_by_counting
 from mergekern.elementary import total
-from mergekern.function import Found, values_at
-from mergekern.fused import Tile
+from mergekern.function import Found, Function
+from mergekern.fused import ExpertScalars, FusedOp, Tile
+from mergekern.methods.elementwise import overlaps
 from mergekern.pieces import each, pieces
 from mergekern.plan import Step
 from mergekern.tiles import Part, Tensors, cut
@@ -42,15 +45,17 @@ class Survey:
         self.numel = self._step.numel
         self.inputs = len(self._step.experts)
 
-    def sums(self, function: Elementwise) -> torch.Tensor:
-        """fp64: the sums of what an elementwise function(base, experts) makes of the tensor, over
-        the last dimension of what it returns; of booleans, how many are true.
+    def sums(self, function: Elementwise, **parameters: Any) -> torch.Tensor:
+        """fp64: the sums of what an elementwise function(base, experts, **parameters) makes of the
+        tensor, over the last dimension of what it returns; of booleans, how many are true.
 
         Per BLOCK elements by halves, the blocks in order.
         """
+        if isinstance(self._backend, CpuBackend) and function is overlaps:
+            return self._overlaps(self._backend, **parameters)
 
         def of_blocks(tile: Tile) -> torch.Tensor:
-            values = function(*self._seen(tile, (-1,)))
+            values = function(*self._seen(tile, (-1,)), **parameters)
             room = -values.shape[-1] % BLOCK
             blocks = torch.nn.functional.pad(values, (0, room)).unflatten(-1, (-1, BLOCK))
             counts = values.dtype == torch.bool  # the same in any order
@@ -58,6 +63,11 @@ class Survey:
 
         blocks = torch.cat(list(self._map(of_blocks, BLOCK)), -1).numpy()
         return torch.from_numpy(np.add.accumulate(blocks, -1)[..., -1])
+
+    def _overlaps(self, backend: CpuBackend, *, epsilon: float) -> torch.Tensor:
+        tiles = (tile for _, tile in self._tensors.tiles())
+        counts = [backend.overlaps(tile, self._step.work, epsilon) for tile in tiles]
+        return torch.stack(counts).sum(0).double()
 
     def rows(self, function: Elementwise) -> torch.Tensor:
         """fp64 [rows, ...] of function(base, experts), which sees whole rows, [r, row_width], and
@@ -95,7 +105,7 @@ class Survey:
         """What stands at these places, from 0 on, when an elementwise function(base, experts,
         found), which is nowhere negative, is sorted: exactly, by counting."""
         numel, work = self._step.numel, self._step.work
-        made = _Derived(self._tensors, function, found, self._backend.lanes)
+        made = _Derived(self._tensors, function, found, self._backend)
         ranks = {(0, which): numel - place for which, place in enumerate(places)}
         keys = keys_by_counting(self._backend, made, work, ranks, by_index=False)
         bits = [keys[wanted].magnitude for wanted in ranks]
@@ -118,12 +128,16 @@ class _Derived:
 
     stretch = CHUNK
 
-    def __init__(self, tensors: Tensors, function: Elementwise, found: Found, threads: int) -> None:
+    def __init__(
+        self, tensors: Tensors, function: Elementwise, found: Found, backend: Backend
+    ) -> None:
         (self._source,) = tensors.steps
         one = replace(self._source, experts=self._source.experts[:1], expert_index=(0,))
         self.steps: list[Step] = [one]
-        self._tensors, self._function, self._found = tensors, function, found
-        self._threads = threads
+        self._tensors, self._backend = tensors, backend
+        experts = tuple(ExpertScalars(index, 1.0) for index in self._source.expert_index)
+        made = Function("what is sorted", function, lambda *_: found, digest="")
+        self._op = FusedOp("function", experts, work=one.work, function=made, found=found)
 
     def tiles(self) -> Iterator[tuple[Step, Tile]]:
         for _, tile in self._tensors.tiles():
@@ -140,13 +154,7 @@ class _Derived:
         """Of one tile; its base is zero, as magnitudes are those of differences."""
         work, device = self.steps[0].work, tile.experts[0].device
         made = torch.empty(tile.numel, dtype=work, device=device)
-
-        def fill(part: tuple[int, int]) -> None:
-            start, stop = part
-            found = values_at(self._found, tile.offset + start, stop - start, work, device)
-            made[start:stop] = self._function(*widened(cut(tile, start, stop), work), found)
-
-        each(self._threads, fill, pieces(tile.numel, device))
+        self._backend.fuse(self._op, tile, made)
         zero = torch.zeros(tile.numel, dtype=torch.bfloat16, device=device)
         return Tile(tile.tensor, tile.offset, zero, (made,))
 

@@ -8,10 +8,24 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from cases import same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergekern.elementary import LARGEST, SMALLEST, angle, exp, log, sine, total
+from mergekern import _C
+from mergekern.backends.cpu import instruction_sets
+from mergekern.elementary import (
+    LARGEST,
+    SMALLEST,
+    angle,
+    exp,
+    log,
+    plain_exp,
+    plain_log,
+    plain_total,
+    sine,
+    total,
+)
 
 COUNT = 20_000
 
@@ -78,3 +92,34 @@ def test_total_adds_halves(length: int, rows: int) -> None:
     assert found.tolist() == [halved(row) for row in x.tolist()]
     for got, row in zip(found.tolist(), x.tolist(), strict=True):
         assert math.isclose(got, math.fsum(row), abs_tol=1e-13)
+
+
+@pytest.mark.parametrize("name", instruction_sets())
+def test_the_loops_have_the_bits_of_plain_torch(name: str) -> None:
+    ends = [0.0, -0.0, SMALLEST, LARGEST, -1e9, 1e9, math.inf, -math.inf, 1e-300, 5e-324, math.nan]
+    x = torch.cat([between(-720, 720), between(-1e-6, 1e-6), torch.tensor(ends).double()])
+    numbers = 2.0 ** between(-1021, 1023)
+    near = torch.cat([between(0.5, 2), 2.0 ** torch.arange(-1022.0, 1024.0).double()])
+    for loop, plain, values in (
+        (_C.exp, plain_exp, x),
+        (_C.log, plain_log, torch.cat([numbers, near])),
+    ):
+        for given_ in (values, *(values[:length] for length in range(20))):
+            got = torch.empty_like(given_)
+            loop(name, given_.data_ptr(), len(given_), got.data_ptr())
+            assert same_bits(got, plain(given_))
+    for length in [*range(1, 40), 333]:
+        rows = between(-1, 1)[: 3 * length].view(3, length)
+        sums = torch.empty(3, dtype=torch.float64)
+        _C.total(name, rows.data_ptr(), 3, length, sums.data_ptr())
+        assert same_bits(sums, plain_total(rows))
+
+
+def test_what_the_loops_are_given() -> None:
+    """Anything but fp64 in host memory, in order, is none of theirs, or made so."""
+    x = between(0.5, 2).view(100, 200).T
+    for function, plain in ((exp, plain_exp), (log, plain_log), (total, plain_total)):
+        assert same_bits(function(x), plain(x))
+        assert function(x[:0]).shape == plain(x[:0]).shape
+    assert total(x[:, :0]).tolist() == [0.0] * 200
+    assert total(x.float()).dtype == torch.float32

@@ -1,6 +1,8 @@
 // Compiled once per instruction set, MK_ISA naming it: the loops over element.h.
 #include "cpu/loops.h"
 
+#include "cpu/elementary.h"
+#include "cpu/elementwise.h"
 #include "cpu/finite.h"
 #include "cpu/lowrank.h"
 #include "cpu/prune.h"
@@ -20,6 +22,13 @@ const Loops table = {
     [](const FusedOp& op, const Tile& t, bool wide, int64_t begin, int64_t end, void* out,
        DType out_dtype, Findings* found) {
       (wide ? fuse<double> : fuse<float>)(op, t, begin, end, out, out_dtype, found);
+    },
+    [](const Elementwise& f, const Tile& t, bool wide, int64_t begin, int64_t end, void* out,
+       DType out_dtype, Findings* found) {
+      (wide ? elementwise<double> : elementwise<float>)(f, t, begin, end, out, out_dtype, found);
+    },
+    [](const Tile& t, bool wide, double epsilon, int64_t begin, int64_t end, int64_t* counts) {
+      (wide ? overlaps<double> : overlaps<float>)(t, epsilon, begin, end, counts);
     },
     [](const FusedOp& op, const Tile& t, const Margin* margins, bool wide, int64_t begin,
        int64_t end, void* out, DType out_dtype, Findings* found, int64_t* kept, uint8_t* open) {
@@ -52,6 +61,9 @@ const Loops table = {
     all_finite,
     add_lowrank,
     sum_squares,
+    exp,
+    log,
+    total,
 };
 
 }  // namespace MK_ISA

@@ -33,12 +33,28 @@ struct LowRank {
   float scale;
 };
 
+// A method that is a function of each element; see cpu/elementwise.h.
+enum class Formula : int32_t { near_swap, overlap_mean, importance, fusion };
+struct Elementwise {
+  Formula formula;
+  double t;        // near_swap: how far a difference is taken over whole
+  double epsilon;  // near_swap: the least difference; overlap_mean: the largest that is no change;
+                   // fusion: the least importance of one that is taken over
+  const double* rows;  // importance, fusion: a factor for each row of the tensor
+  int64_t width;       // of a row
+};
+
 // Every function handles the elements [begin, end) of the tile; `wide` computes in fp64. begin is a
 // multiple of kChunk, so pieces may run in any order on any thread.
 struct Loops {
   const char* name;
   void (*fuse)(const FusedOp&, const Tile&, bool wide, int64_t begin, int64_t end, void* out,
                DType out_dtype, Findings*);
+  void (*elementwise)(const Elementwise&, const Tile&, bool wide, int64_t begin, int64_t end,
+                      void* out, DType out_dtype, Findings*);
+  // counts: [2, K], is added to: what several experts changed, and what each one alone
+  void (*overlaps)(const Tile&, bool wide, double epsilon, int64_t begin, int64_t end,
+                   int64_t* counts);
   // kept: [K, 2, 2], is added to; open: one bit per element; without out, counts and marks alone
   void (*speculate)(const FusedOp&, const Tile&, const Margin*, bool wide, int64_t begin,
                     int64_t end, void* out, DType out_dtype, Findings*, int64_t* kept,
@@ -61,6 +77,10 @@ struct Loops {
   void (*add_lowrank)(const LowRank&, const void* weight, DType, int64_t begin, int64_t end,
                       float* out);
   void (*sum_squares)(const float* x, int64_t rows, int64_t columns, bool by_column, double* sums);
+  // see cpu/elementary.h
+  void (*exp)(const double* x, int64_t n, double* out);
+  void (*log)(const double* x, int64_t n, double* out);
+  void (*total)(const double* x, int64_t rows, int64_t length, double* half, double* out);
 };
 
 const Loops& loops(const char* name);      // "" takes the widest that this processor runs

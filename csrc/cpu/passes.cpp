@@ -57,6 +57,26 @@ Found fuse(const How& how, const FusedOp& op, const Tile& t, void* out, DType ou
   return found.all();
 }
 
+Found elementwise(const How& how, const Elementwise& f, const Tile& t, void* out, DType out_dtype) {
+  const Loops& table = loops(how.isa.c_str());
+  FoundByThread found(how.threads, t);
+  over_pieces(how.threads, t.numel, [&](int thread, int64_t begin, int64_t end) {
+    table.elementwise(f, t, how.wide, begin, end, out, out_dtype, found.of(thread));
+  });
+  return found.all();
+}
+
+std::vector<int64_t> overlaps(const How& how, const Tile& t, double epsilon) {
+  const Loops& table = loops(how.isa.c_str());
+  const size_t n = 2 * static_cast<size_t>(t.count);
+  std::vector<int64_t> by_thread(n * how.threads, 0), counts(n, 0);
+  over_pieces(how.threads, t.numel, [&](int thread, int64_t begin, int64_t end) {
+    table.overlaps(t, how.wide, epsilon, begin, end, &by_thread[n * thread]);
+  });
+  for (size_t i = 0; i < by_thread.size(); ++i) counts[i % n] += by_thread[i];
+  return counts;
+}
+
 Found speculate(const How& how, const FusedOp& op, const Tile& t, const Margin* margins, void* out,
                 DType out_dtype, int64_t* kept, uint8_t* open) {
   const Loops& table = loops(how.isa.c_str());

@@ -19,6 +19,10 @@ struct Found {
 };
 
 Found fuse(const How&, const FusedOp&, const Tile&, void* out, DType out_dtype);
+Found elementwise(const How&, const Elementwise&, const Tile&, void* out, DType out_dtype);
+
+// [2, K]: how many elements several experts changed by more than epsilon, and each one alone
+std::vector<int64_t> overlaps(const How&, const Tile&, double epsilon);
 
 // kept: [K, 2, 2], is added to; open: one bit per element; out may be null
 Found speculate(const How&, const FusedOp&, const Tile&, const Margin*, void* out, DType out_dtype,

@@ -21,6 +21,7 @@ from mergekern.backends.checks import (
     check_pruning,
     check_tile,
 )
+from mergekern.backends.formulas import spelled
 from mergekern.backends.functions import run
 from mergekern.fused import (
     KEEP_ALL,
@@ -79,17 +80,21 @@ class CpuBackend:
     def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
         check_tile(tile, op.work, _CPU, deltas=op.rule == "task_vector")
         check_out(tile, out, _CPU)
-        if op.rule == "function":
+        how, written = self._how(op.work), (out.data_ptr(), _DTYPES[out.dtype])
+        if op.rule != "function":
+            found = _C.fuse(how, _native(op), _inputs(tile, op.experts), *written)
+        elif (formula := spelled(op)) is not None:
+            found = _C.elementwise(how, formula[0], _inputs(tile, formula[1]), *written)
+        else:
             one = CpuBackend(1, self.instruction_set)
             return run(op, tile, out, one.fuse, all_finite, self.threads)
-        found = _C.fuse(
-            self._how(op.work),
-            _native(op),
-            _inputs(tile, op.experts),
-            out.data_ptr(),
-            _DTYPES[out.dtype],
-        )
         return Findings(tuple(found.non_finite), found.overflow)
+
+    def overlaps(self, tile: Tile, work: torch.dtype, epsilon: float) -> torch.Tensor:
+        """int64 [2, K]: how often methods.elementwise.overlaps is true."""
+        check_tile(tile, work, _CPU)
+        counts = _C.overlaps(self._how(work), _inputs(tile), epsilon)
+        return torch.tensor(counts, dtype=torch.int64, device=_CPU).view(2, len(tile.experts))
 
     def speculate(
         self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None

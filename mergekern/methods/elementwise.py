@@ -56,13 +56,15 @@ def ram(base: Tensor, experts: list[Tensor], *, epsilon: EPSILON = 1e-5) -> Tens
     return base + _sum(parts)
 
 
-def _boosts(tensor: Survey, *, epsilon: float, r: float, alpha: float) -> Found:
-    def counts(base: Tensor, experts: list[Tensor]) -> Tensor:
-        active, count = _overlap([x - base for x in experts], epsilon)
-        shared = torch.stack([a & (count > 1) for a in active])
-        return torch.stack([shared, torch.stack(active) & ~shared])
+def overlaps(base: Tensor, experts: list[Tensor], *, epsilon: float) -> Tensor:
+    """[2, K, n]: where a model changed what others did too, and where it alone did."""
+    active, count = _overlap([x - base for x in experts], epsilon)
+    shared = torch.stack([a & (count > 1) for a in active])
+    return torch.stack([shared, torch.stack(active) & ~shared])
 
-    shared, unique = tensor.sums(counts)
+
+def _boosts(tensor: Survey, *, epsilon: float, r: float, alpha: float) -> Found:
+    shared, unique = tensor.sums(overlaps, epsilon=epsilon)
     ratio = shared / unique.clamp(min=epsilon)
     return {"boost": 1 + r * ratio.clamp(0, alpha)}
 
@@ -116,7 +118,8 @@ def _sum(tensors: list[Tensor]) -> Tensor:
     return total
 
 
-def _importance(base: Tensor, experts: list[Tensor], found: Mapping[str, Tensor]) -> Tensor:
+def importance(base: Tensor, experts: list[Tensor], found: Mapping[str, Tensor]) -> Tensor:
+    """|x - base| times the divergence of the row."""
     return (experts[0] - base).abs() * found["divergence"]
 
 
@@ -124,7 +127,7 @@ def _fusion(tensor: Survey) -> Found:
     divergence: Found = {"divergence": PerRow(tensor.rows(_divergences), tensor.row_width)}
     last = tensor.numel - 1
     places = [quarter * last // 4 for quarter in (1, 2, 3)]
-    low, middle, high = tensor.ascending(_importance, places, divergence)
+    low, middle, high = tensor.ascending(importance, places, divergence)
     return {**divergence, "threshold": middle + 1.5 * (high - low)}
 
 
@@ -156,4 +159,4 @@ def arcee_fusion(base: Tensor, experts: list[Tensor], found: Mapping[str, Tensor
     float64; mergekit's are in the inputs' dtype.
     """
     d = experts[0] - base
-    return base + torch.where(_importance(base, experts, found) >= found["threshold"], d, 0.0)
+    return base + torch.where(importance(base, experts, found) >= found["threshold"], d, 0.0)
