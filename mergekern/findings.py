@@ -34,8 +34,10 @@ def check_findings(
         )
     if found.overflow:
         wider = "float32" if step.dtype == torch.bfloat16 else "bfloat16 or float32"
+        is_function = step.spec is not None and step.spec.rule == "function"
+        what = "NaN or too large" if is_function else "too large"
         raise NonFiniteError(
-            f"{step.name}: the result is too large for {dtype_name(step.dtype)}, which holds "
+            f"{step.name}: the result is {what} for {dtype_name(step.dtype)}, which holds "
             f"{torch.finfo(step.dtype).max:.6g} at the most: set out_dtype to {wider}, or lower "
             f"the weights"
         )
