@@ -53,6 +53,7 @@ def check_copied(plan: Plan, checkpoints: Sequence[Checkpoint], step: Step, tile
         return
     whole = tile.experts[0]
     for part in whole.split(SCAN if whole.device.type == "cpu" else max(1, whole.numel())):
+        part = torch.view_as_real(part).view(-1) if part.is_complex() else part
         # fp8 has no loop of its own, nor torch an isfinite() for all of its kinds
         part = part.float() if part.itemsize == 1 else part
         if not (all_finite(part) if part.device.type == "cpu" else bool(part.isfinite().all())):
