@@ -34,8 +34,10 @@ def check_findings(
         )
     if found.overflow:
         wider = "float32" if step.dtype == torch.bfloat16 else "bfloat16 or float32"
+        is_function = step.spec is not None and step.spec.rule == "function"
+        what = "NaN or too large" if is_function else "too large"
         raise NonFiniteError(
-            f"{step.name}: the result is too large for {dtype_name(step.dtype)}, which holds "
+            f"{step.name}: the result is {what} for {dtype_name(step.dtype)}, which holds "
             f"{torch.finfo(step.dtype).max:.6g} at the most: set out_dtype to {wider}, or lower "
             f"the weights"
         )
@@ -51,6 +53,7 @@ def check_copied(plan: Plan, checkpoints: Sequence[Checkpoint], step: Step, tile
         return
     whole = tile.experts[0]
     for part in whole.split(SCAN if whole.device.type == "cpu" else max(1, whole.numel())):
+        part = torch.view_as_real(part).view(-1) if part.is_complex() else part
         # fp8 has no loop of its own, nor torch an isfinite() for all of its kinds
         part = part.float() if part.itemsize == 1 else part
         if not (all_finite(part) if part.device.type == "cpu" else bool(part.isfinite().all())):

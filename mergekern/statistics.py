@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from mergekern.backends import Backend
-from mergekern.errors import MergeError
-from mergekern.function import Found
+from mergekern.errors import MergeError, RecipeError
+from mergekern.function import Found, Function, PerColumn, PerRow
 from mergekern.fused import (
     KEEP_ALL,
     Combine,
@@ -174,13 +175,32 @@ def numbers_of(
         return NOTHING
     function = step.spec.function
     if function is not None and function.survey is not None:
-        found = function.survey(Survey(backend, tensors), **dict(function.parameters))
-        return Numbers(found=found)
+        return Numbers(found=_found(function, Survey(backend, tensors), step.name))
     if step.spec.geometry is not None:
         return Numbers(gram=_gram(backend, tensors))
     if step.spec.rescale == "l1":
         return _l1_scales(backend, tensors, windows)
     return _by_variance(backend, tensors)
+
+
+def _found(function: Function, tensor: Survey, name: str) -> Found:
+    """What a function's survey says of a tensor; RecipeError where it fails."""
+    assert function.survey is not None
+    try:
+        found = function.survey(tensor, **dict(function.parameters))
+    except MergeError:
+        raise
+    except Exception as error:
+        raise RecipeError(
+            f"tensor {name}: the survey of {function.name} failed: {type(error).__name__}: {error}"
+        ) from error
+    kinds = torch.Tensor | PerRow | PerColumn
+    if isinstance(found, Mapping) and all(isinstance(each, kinds) for each in found.values()):
+        return found
+    raise RecipeError(
+        f"tensor {name}: the survey of {function.name} returned {found!r:.80}; want a dict of "
+        "tensors, PerRow or PerColumn"
+    )
 
 
 def _gram(backend: Backend, tensors: Tensors) -> Gram:

@@ -56,6 +56,22 @@ def test_t5_embeddings_are_one_whatever_the_config_says() -> None:
     assert left_out(plan) == {("m1", encoder): f"tied to {shared}"}
 
 
+BIAS, COPY = "lm_head.bias", "lm_head.decoder.bias"
+
+
+def test_a_bias_is_one_with_its_decoders_unless_the_config_unties_it() -> None:
+    """As in BERT and RoBERTa; transformers would make one up for an untied model without it."""
+    one, two = {BIAS: zeros(4)}, {BIAS: zeros(4), COPY: zeros(4)}
+    for config in (tied(None), tied(True)):
+        plan = plan_of("ties", [two, one], configs=[config] * 2)
+        assert [step.name for step in plan.steps] == [BIAS]
+        assert left_out(plan) == {("base", COPY): f"tied to {BIAS}"}
+    plan = plan_of("ties", [two, two, one], configs=[tied(False)] * 3)
+    assert [step.name for step in plan.steps] == [BIAS, COPY]
+    assert [read.name for read in plan.steps[1].experts] == [COPY, BIAS]
+    assert not plan.dropped
+
+
 def test_shared_storage_is_merged_once_and_stays_shared() -> None:
     def model() -> dict[str, torch.Tensor]:
         weight = torch.zeros(4, 2)

@@ -74,7 +74,7 @@ def _call(op: FusedOp, tile: Tile, offset: int) -> torch.Tensor:
             f"tensor {tile.tensor}: {function.name} failed: {type(error).__name__}: {error}"
         ) from error
     _check(function, tile, result, op.work)
-    return result.contiguous()
+    return result.contiguous().resolve_neg()  # a view may say "negate me", its bytes do not
 
 
 def _check(function: Function, tile: Tile, result: object, work: torch.dtype) -> None:
@@ -83,6 +83,8 @@ def _check(function: Function, tile: Tile, result: object, work: torch.dtype) ->
         found = type(result).__name__
     elif (result.shape, result.dtype) != ((tile.numel,), work):
         found = f"a tensor of {result.dtype}, {list(result.shape)}"
+    elif result.layout != torch.strided:
+        found = f"a tensor of layout {result.layout}"
     elif result.device != tile.experts[0].device:
         found, wanted = f"a tensor on {result.device}", f"want one on {tile.experts[0].device}"
     else:

@@ -308,6 +308,7 @@ def test_what_a_function_changes_is_a_copy() -> None:
         (lambda b: b.half(), "returned a tensor of torch.float16"),
         (lambda b: [b], "returned list; want a tensor"),
         (lambda b: b.to("meta"), "returned a tensor on meta; want one on cpu"),
+        (lambda b: b.to_sparse(), "returned a tensor of layout torch.sparse_coo"),
         (lambda b: b + torch.ones(4), "tensor w: broken failed: RuntimeError: The size"),
     ],
 )

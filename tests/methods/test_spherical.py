@@ -256,6 +256,19 @@ def test_passthrough() -> None:
     assert wide["c"].dtype == torch.float32 and torch.equal(wide["c"], model["c"].float())
 
 
+def test_complex_numbers_are_copied(tmp_path) -> None:
+    """As some models keep the rotations of positions."""
+    model = {"freqs": torch.polar(torch.ones(3, 4), torch.rand(3, 4)), "w": torch.ones(3)}
+    folder = write_model(tmp_path / "model", model)
+    mergekern.merge("passthrough", models=[folder], output=tmp_path / "out")
+    got = mergekern.merge("passthrough", models=[model])
+    assert isinstance(got, dict) and torch.equal(got["freqs"], model["freqs"])
+    assert torch.equal(load(tmp_path / "out")["freqs"], model["freqs"])
+    model["freqs"][2, 1] = complex(0, np.inf)
+    with pytest.raises(NonFiniteError, match="freqs: NaN or Inf in"):
+        mergekern.merge("passthrough", models=[model])
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_folders_hold_what_memory_gives(name, tmp_path) -> None:
     models = states(0.3, dtype=torch.bfloat16)
