@@ -20,14 +20,12 @@ Stored = dict[str, TensorInfo]
 class Tie:
     """`copy` repeats `original` in tied models.
 
-    always: whatever the config says;  unless_untied: only a config that says no unties a copy, and
-    that only where it is stored
+    always: whatever the config says, but for a donor that says no and stores the copy
     """
 
     original: str
     copy: str
     always: bool = False
-    unless_untied: bool = False
 
 
 TIES = (
@@ -40,15 +38,15 @@ TIES = (
     Tie("gpt_neox.embed_in.weight", "embed_out.weight"),
     Tie("gpt_neox.embed_in.weight", "lm_head.weight"),
     Tie("model.shared.weight", "lm_head.weight"),
-    Tie("model.shared.weight", "model.encoder.embed_tokens.weight", unless_untied=True),
-    Tie("model.shared.weight", "model.decoder.embed_tokens.weight", unless_untied=True),
+    Tie("model.shared.weight", "model.encoder.embed_tokens.weight", always=True),
+    Tie("model.shared.weight", "model.decoder.embed_tokens.weight", always=True),
     Tie("shared.weight", "encoder.embed_tokens.weight", always=True),
     Tie("shared.weight", "decoder.embed_tokens.weight", always=True),
     Tie("shared.weight", "lm_head.weight"),
     Tie("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
-    Tie("cls.predictions.bias", "cls.predictions.decoder.bias", unless_untied=True),
+    Tie("cls.predictions.bias", "cls.predictions.decoder.bias", always=True),
     Tie("roberta.embeddings.word_embeddings.weight", "lm_head.decoder.weight"),
-    Tie("lm_head.bias", "lm_head.decoder.bias", unless_untied=True),
+    Tie("lm_head.bias", "lm_head.decoder.bias", always=True),
 )
 
 VOCABULARY = frozenset(name for tie in TIES for name in (tie.original, tie.copy))
@@ -125,7 +123,7 @@ def _apply(
     left_out = []
     for model, checkpoint in enumerate(checkpoints):
         names = stored[model]
-        if tie.original not in names or not _tied(tie, checkpoint):
+        if tie.original not in names or not (tie.always or _tied(tie, checkpoint)):
             continue
         if donor_tied and tie.copy in names:
             del names[tie.copy]
@@ -142,11 +140,11 @@ def _tied(tie: Tie, checkpoint: Checkpoint) -> bool:
     transformers' default differs by class and version, so silence says nothing by itself.
     """
     absent = tie.copy not in checkpoint.tensors
-    if tie.always or (tie.unless_untied and absent):
+    if tie.always and absent:
         return True
     config = checkpoint.config
     text = config.get("text_config")
     for level in (config, text if isinstance(text, Mapping) else {}):
         if isinstance(level.get("tie_word_embeddings"), bool):
             return bool(level["tie_word_embeddings"])
-    return tie.unless_untied or absent
+    return tie.always or absent

@@ -47,13 +47,16 @@ def test_an_expert_that_says_it_is_untied_must_have_a_head() -> None:
         plan_of("ties", [both(), only()], configs=[tied(False), tied(False)])
 
 
-def test_t5_embeddings_are_one_whatever_the_config_says() -> None:
+def test_t5_embeddings_are_one_unless_the_base_stores_them_untied() -> None:
     shared, encoder = "shared.weight", "encoder.embed_tokens.weight"
     base = {shared: zeros(4, 2), HEAD: zeros(4, 2)}
     expert = {encoder: zeros(4, 2), **base}
     plan = plan_of("ties", [base, expert], configs=[tied(False)] * 2)
     assert [step.name for step in plan.steps] == [shared, HEAD]
     assert left_out(plan) == {("m1", encoder): f"tied to {shared}"}
+    plan = plan_of("ties", [expert, base], configs=[tied(False)] * 2)
+    assert [step.name for step in plan.steps] == [encoder, shared, HEAD]
+    assert not plan.dropped
 
 
 BIAS, COPY = "lm_head.bias", "lm_head.decoder.bias"
