@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import mergekern
 from mergekern.cli import app
 from mergekern.errors import NonFiniteError, RecipeError
-from mergekern.methods import get_method, load_plugin, registry
+from mergekern.methods import get_method, load_plugin
 
 State = dict[str, Tensor]
 SHAPES = {"a": (37, 111), "b": (5,), "c": (64, 33), "d": (3, 4, 50)}
@@ -193,11 +193,6 @@ def test_one_model_besides_the_base(method: str, options: dict[str, Any]) -> Non
 
 
 # What users write.
-
-
-@pytest.fixture(autouse=True)
-def _methods_of_a_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
 
 
 PLUGIN = '''
