@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mergekern import ambient, dropin, engine
 from mergekern.backends import Backend
 from mergekern.backends.choose import HOST, check_choice, get_backend
@@ -16,6 +14,7 @@ from mergekern.errors import CheckpointError, OutputError
 from mergekern.folders import output_path
 from mergekern.inmemory import merge_in_memory
 from mergekern.jobs import Job, MergeReport, ready
+from mergekern.lazily import is_module, torch
 from mergekern.many import Plans, output_folders, plans_of, read_recipes
 from mergekern.methods import Method, all_methods
 from mergekern.options import Mismatch, Options
@@ -257,7 +256,7 @@ def _run(
     checkpoints = [job.checkpoints for job in jobs]
     outputs = [job.output for job in jobs if job.output is not None]
     if not outputs:
-        into = out.state_dict() if isinstance(out, torch.nn.Module) else out
+        into = out.state_dict() if is_module(out) else out
         with ambient.set_aside():
             return merge_in_memory(plans, checkpoints, backend=backend, into=into)
     for job in jobs:

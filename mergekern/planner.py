@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.layout import lay_out
 from mergekern.collector import collector_paused
+from mergekern.dtypes import FLOAT64, DType
 from mergekern.errors import MismatchError
 from mergekern.fitting import Fitting, Gone
 from mergekern.options import DEFAULT, Options
@@ -119,13 +118,13 @@ def _dropped(labels: Sequence[str], steps: Sequence[Step], gone: Gone) -> tuple[
     return tuple(Dropped(labels[model], name, why) for (model, name), why in reasons.items())
 
 
-def _widen(steps: list[Step], dtype: torch.dtype | None) -> list[Step]:
+def _widen(steps: list[Step], dtype: DType | None) -> list[Step]:
     """Work in fp64 where `dtype` says so, or where magnitudes of the whole model are compared."""
     whole_model = any(step.spec is not None and step.spec.whole_model for step in steps)
-    widest = any(step.work == torch.float64 for step in steps)
-    if dtype != torch.float64 and not (whole_model and widest):
+    widest = any(step.work == FLOAT64 for step in steps)
+    if dtype != FLOAT64 and not (whole_model and widest):
         return steps
-    return [replace(step, work=torch.float64) if step.action == "merge" else step for step in steps]
+    return [replace(step, work=FLOAT64) if step.action == "merge" else step for step in steps]
 
 
 def _bytes_of(steps: Sequence[Step], checkpoints: Sequence[Checkpoint]) -> int:

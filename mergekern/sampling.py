@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from mergekern.backends import Backend
+from mergekern.dtypes import FLOAT64, DType
 from mergekern.fused import EVERY_INDEX
 from mergekern.keys import Key, Wanted, bound_of, starts_of
 from mergekern.plan import Step
@@ -33,14 +33,14 @@ class Sample:
 def draw(
     backend: Backend,
     tensors: Tensors,
-    work: torch.dtype,
+    work: DType,
     experts: Iterable[int],
     everything: bool = False,
 ) -> Sample:
     """Magnitudes of runs spread over all tensors, or of everything."""
     starts = starts_of(tensors.steps)
     parts = sample_parts(tensors.steps, starts, 0 if everything else tensors.stretch)
-    narrow = np.int64 if work == torch.float64 else np.int32
+    narrow = np.int64 if work == FLOAT64 else np.int32
     samples: dict[int, list[_Run]] = {expert: [] for expert in experts}
     begins = {id(step): start for step, start in zip(tensors.steps, starts, strict=False)}
     for group, tile in tensors.parts(parts):
@@ -49,7 +49,7 @@ def draw(
         places += begins[id(step)]
         for place, expert in enumerate(step.expert_index):
             if expert in samples:
-                bits = backend.magnitudes(tile, place, work).numpy().astype(narrow)
+                bits = backend.magnitudes(tile, place, work).astype(narrow)
                 lengths = [part.numel for part in group]
                 samples[expert].append(_Run(bits, places, lengths))
     return Sample(
@@ -58,7 +58,7 @@ def draw(
 
 
 def guess(
-    sample: Sample, work: torch.dtype, ranks: Mapping[Wanted, int], *, by_index: bool
+    sample: Sample, work: DType, ranks: Mapping[Wanted, int], *, by_index: bool
 ) -> dict[Wanted, tuple[Key, Key]]:
     """For every wanted rank, two keys that very likely have its key between them.
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from mergekern.backends import Backend, Bracket
 from mergekern.counting import keys_by_counting
@@ -71,7 +70,7 @@ def _above_zero(backend: Backend, together: Together) -> int:
     """How many variances are not 0."""
     (step,) = together.steps
     bracket = Bracket(ALL, 1, bound_of(step.work).bit_length() - 1, 1)
-    tally = torch.zeros((backend.lanes, 1), dtype=torch.int64, device="cpu")
+    tally = np.zeros((backend.lanes, 1), np.int64)
     for _, tile in together.tiles():
         backend.count(tile, [bracket], step.work, [tally])
     return int(tally.sum())

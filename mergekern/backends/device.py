@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
+from mergekern.arrays import Array, as_tensor
 from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation, nothing
 from mergekern.backends.checks import (
     check_batch,
@@ -29,7 +29,9 @@ from mergekern.backends.launch import (
     windows_of,
 )
 from mergekern.backends.ranked import fuse_ranked
+from mergekern.dtypes import FLOAT64, DType, to_torch
 from mergekern.fused import EVERY_INDEX, Batch, ExpertScalars, Findings, FusedOp, Pruning, Tile
+from mergekern.lazily import torch
 
 
 class DeviceBackend:
@@ -43,15 +45,16 @@ class DeviceBackend:
     def __init__(self, kernels: Kernels, device: torch.device) -> None:
         self.name = kernels.name
         self.device = device
+        self._where = str(device)
         self._kernels = kernels
         self._host = Host()
 
-    def pin(self, memory: torch.Tensor) -> Callable[[], None]:
+    def pin(self, memory: np.ndarray) -> Callable[[], None]:
         return nothing
 
-    def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
-        check_tile(tile, op.work, self.device, deltas=op.rule == "task_vector")
-        check_out(tile, out, self.device)
+    def fuse(self, op: FusedOp, tile: Tile, out: Array) -> Findings:
+        check_tile(tile, op.work, self._where, deltas=op.rule == "task_vector")
+        check_out(tile, out, self._where)
         if op.rule == "function":
             return run(op, tile, out, self.fuse, lambda x: bool(x.isfinite().all()))
         if wants_host(op, tile):
@@ -62,24 +65,24 @@ class DeviceBackend:
     def speculate(
         self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None
     ) -> Speculation:
-        check_tile(tile, op.work, self.device)
+        check_tile(tile, op.work, self._where)
         check_margins(op, tile, margins)
         if out is not None:
-            check_out(tile, out, self.device)
+            check_out(tile, out, self._where)
         if tile.together or wants_host(op, tile):
             seen = self._host.loops.speculate(op, on_host(tile), margins, None)
             found = Findings() if out is None else self.fuse(op, tile, out)
-            return Speculation(found, seen.kept, seen.open.to(self.device))
+            return Speculation(found, seen.kept, as_tensor(seen.open).to(self.device))
         marks = torch.empty(-(-tile.numel // 8), dtype=torch.uint8, device=self.device)
         batch = batch_of(op, tile, out)
         todo = self.start(op, batch, windows_of(op, margins), np.array([marks.data_ptr()]))
         found = Findings() if out is None else findings(todo.found).get(0, Findings())
-        return Speculation(found, todo.kept[0].cpu(), marks)
+        return Speculation(found, todo.kept[0].cpu().numpy(), marks)
 
     def compact(
         self, tile: Tile, open_: torch.Tensor, most: int
     ) -> tuple[torch.Tensor, Tile] | None:
-        check_inputs(tile, self.device)
+        check_inputs(tile, self._where)
         check_open(tile, open_)
         byte = open_.nonzero()[:, 0]  # most are 0: only the others become eight places each
         if byte.numel() - 1 > most:  # bits of the last one may lie behind the end
@@ -120,7 +123,7 @@ class DeviceBackend:
         """Base and experts at some places of the tiles; see Kernels.gather()."""
         assert todo.base is not None, "deltas need a base"
         lines = [
-            torch.empty(len(index), dtype=dtype, device=self.device)
+            torch.empty(len(index), dtype=to_torch(dtype), device=self.device)
             for dtype in (todo.base, *todo.experts)
         ]
         addresses = np.array([line.data_ptr() for line in lines], np.int64)
@@ -134,19 +137,20 @@ class DeviceBackend:
         address = upload(np.array([values.data_ptr()], np.int64), self.device)
         self._kernels.scatter(todo, index, starts, address)
 
-    def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
-        check_tile(tile, work, self.device)
+    def magnitudes(self, tile: Tile, expert: int, work: DType) -> np.ndarray:
+        check_tile(tile, work, self._where)
         if tile.together:
             return self._host.loops.magnitudes(on_host(tile), expert, work)
         assert tile.base is not None
-        delta = tile.experts[expert].to(work) - tile.base.to(work)
-        bits = delta.abs().view(torch.int64 if work == torch.float64 else torch.int32)
-        return bits.cpu().long()
+        wide = to_torch(work)
+        base, mine = (as_tensor(x).to(wide) for x in (tile.base, tile.experts[expert]))
+        bits = (mine - base).abs().view(torch.int64 if work == FLOAT64 else torch.int32)
+        return bits.cpu().long().numpy()
 
     def count(
-        self, tile: Tile, brackets: list[Bracket], work: torch.dtype, tallies: list[torch.Tensor]
+        self, tile: Tile, brackets: list[Bracket], work: DType, tallies: list[np.ndarray]
     ) -> list[Counts]:
-        check_tile(tile, work, self.device)
+        check_tile(tile, work, self._where)
         if [t.shape for t in tallies] != [(self.lanes, b.bins) for b in brackets]:
             raise ValueError(f"{tile.tensor}: a tally is [{self.lanes}, bins]")
         if tile.together:
@@ -165,52 +169,48 @@ class DeviceBackend:
         bins = torch.zeros(int(first[-1]), dtype=torch.int64, device=self.device)
         todo = self._looking(tile, work)
         self._kernels.count(todo, upload(table, self.device), seen[0], seen[1], bins)
-        above, inside = seen.cpu()
+        above, inside = seen.cpu().numpy()
         for tally, counted in zip(tallies, bins.cpu().split(sizes), strict=True):
-            tally[0] += counted
-        return [
-            Counts(int(above[:, q].sum()), inside[:, q].contiguous()) for q in range(len(brackets))
-        ]
+            tally[0] += counted.numpy()
+        return [Counts(int(above[:, q].sum()), inside[:, q].copy()) for q in range(len(brackets))]
 
     def _count_together(
-        self, tile: Tile, brackets: list[Bracket], work: torch.dtype, tallies: list[torch.Tensor]
+        self, tile: Tile, brackets: list[Bracket], work: DType, tallies: list[np.ndarray]
     ) -> list[Counts]:
         loops = self._host.loops
-        own = [
-            torch.zeros((loops.lanes, b.bins), dtype=torch.int64, device="cpu") for b in brackets
-        ]
+        own = [np.zeros((loops.lanes, b.bins), np.int64) for b in brackets]
         counts = loops.count(on_host(tile), brackets, work, own)
         for tally, mine in zip(tallies, own, strict=True):
             tally[0] += mine.sum(0)
         return counts
 
-    def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
-        check_tile(tile, op.work, self.device)
+    def masked_sums(self, op: FusedOp, tile: Tile) -> np.ndarray:
+        check_tile(tile, op.work, self._where)
         if wants_host(op, tile):
             return self._host.loops.masked_sums(op, on_host(tile))
         shape = (-(-tile.numel // BLOCK), len(tile.experts), 2)
         out = torch.empty(shape, dtype=torch.float64, device=self.device)
         todo = self.tables(op, batch_of(op, tile, None), windows_of(op))
         self._kernels.masked_sums(todo, out)
-        return out.cpu()
+        return out.cpu().numpy()
 
-    def energies(self, op: FusedOp, tile: Tile) -> torch.Tensor:
-        check_tile(tile, op.work, self.device)
+    def energies(self, op: FusedOp, tile: Tile) -> np.ndarray:
+        check_tile(tile, op.work, self._where)
         return self._host.loops.energies(op, on_host(tile))
 
     def prune(self, pruning: Pruning, tile: Tile) -> tuple[torch.Tensor | None, ...]:
-        check_tile(tile, pruning.work, self.device)
+        check_tile(tile, pruning.work, self._where)
         return self._host.prune(pruning, tile)
 
-    def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
-        check_tile(tile, work, self.device, deltas=False)
+    def gram(self, tile: Tile, work: DType) -> np.ndarray:
+        check_tile(tile, work, self._where, deltas=False)
         experts = len(tile.experts)
         shape = (-(-tile.numel // BLOCK), experts, experts)
         out = torch.empty(shape, dtype=torch.float64, device=self.device)
         self._kernels.gram(self._looking(tile, work), out)
-        return out.cpu()
+        return out.cpu().numpy()
 
-    def _looking(self, tile: Tile, work: torch.dtype) -> Pass:
+    def _looking(self, tile: Tile, work: DType) -> Pass:
         """A pass that merges nothing and trims nothing."""
         experts = tuple(ExpertScalars(k, 1.0) for k in range(len(tile.experts)))
         op = FusedOp("task_vector", experts, work=work)

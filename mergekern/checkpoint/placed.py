@@ -6,7 +6,8 @@ from collections.abc import Collection
 from functools import cached_property
 
 import numpy as np
-import torch
+
+from mergekern.lazily import torch
 
 
 class Placed:
