@@ -82,16 +82,27 @@ def joined(arrays: Sequence[Array]) -> Array:
     return torch.cat(list(arrays))  # type: ignore[arg-type]
 
 
-def at(array: Array, index: np.ndarray | Array) -> Array:
+def at(array: Array, index: np.ndarray) -> Array:
     """A copy of the elements at some places."""
-    if isinstance(array, np.ndarray) or not isinstance(index, np.ndarray):
+    if isinstance(array, np.ndarray):
         return array[index]
     return array[as_tensor(index).to(array.device)]
 
 
 def put(array: Array, index: Array, values: Array) -> None:
-    """Set the elements at some places; all three are of one kind."""
-    array[index] = values  # type: ignore[index, assignment]
+    """Set the elements at some places."""
+    if isinstance(array, np.ndarray):
+        array[to_host(index)] = to_host(values)
+    else:
+        array[as_tensor(index)] = as_tensor(values)
+
+
+def copy(source: Array, target: Array) -> None:
+    """Both are in one place."""
+    if isinstance(target, np.ndarray):
+        target[:] = to_host(source)
+    else:
+        target.copy_(as_tensor(source))
 
 
 def same_bytes(first: Array, second: Array) -> bool:

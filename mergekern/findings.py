@@ -38,9 +38,10 @@ def check_findings(
         wider = "float32" if step.dtype == BFLOAT16 else "bfloat16 or float32"
         is_function = step.spec is not None and step.spec.rule == "function"
         what = "NaN or too large" if is_function else "too large"
+        most = float(ml_dtypes.finfo(step.dtype).max)
         raise NonFiniteError(
             f"{step.name}: the result is {what} for {dtype_name(step.dtype)}, which holds "
-            f"{float(ml_dtypes.finfo(step.dtype).max):.6g} at the most: set out_dtype to {wider}, or lower "
+            f"{most:.6g} at the most: set out_dtype to {wider}, or lower "
             f"the weights"
         )
 

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mergekern import huge
-from mergekern.arrays import HOST, Array, flat
+from mergekern.arrays import HOST, Array, copy, flat
 from mergekern.backends import Backend
 from mergekern.batches import Found
 from mergekern.checkpoint.base import Checkpoint
@@ -190,7 +190,7 @@ class _Batch:
         job, _ = self._parts[0]
         check_copied(job.plan, job.checkpoints, step, tile)
         for merge in self._merges:
-            merge.outs[step.name][tile.offset : tile.offset + tile.numel] = tile.experts[0]
+            copy(tile.experts[0], merge.outs[step.name][tile.offset : tile.offset + tile.numel])
 
     def _ops_of(self, place: int) -> list[tuple[FusedOp, Tile]]:
         """The op of each merge, and the whole tensor with its masks. The pieces of a tensor follow

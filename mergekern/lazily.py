@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import TypeIs
 else:
 
     class _Torch:
@@ -19,14 +20,14 @@ else:
     torch = _Torch()
 
 
-def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
+def is_tensor(value: object) -> TypeIs[torch.Tensor]:
     """isinstance() that does not load torch: before somebody has, there are no tensors."""
     return "torch" in sys.modules and isinstance(value, torch.Tensor)
 
 
-def is_module(value: object) -> TypeGuard[torch.nn.Module]:
+def is_module(value: object) -> TypeIs[torch.nn.Module]:
     return "torch" in sys.modules and isinstance(value, torch.nn.Module)
 
 
-def is_dtype(value: object) -> TypeGuard[torch.dtype]:
+def is_dtype(value: object) -> TypeIs[torch.dtype]:
     return "torch" in sys.modules and isinstance(value, torch.dtype)

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from mergekern.arrays import as_tensor, joined
 from mergekern.backends import BLOCK, CHUNK, Backend
 from mergekern.backends.cpu import CpuBackend
 from mergekern.backends.functions import Inputs, widened
@@ -120,7 +121,8 @@ class Survey:
     def _map(self, do: Callable[[Tile], torch.Tensor], unit: int) -> Iterator[torch.Tensor]:
         """What is made of the tensor, piece by piece of whole units, in order."""
         for tile in _in_units(self._tensors, unit):
-            parts = [cut(tile, *part) for part in pieces(tile.numel, tile.experts[0].device, unit)]
+            device = as_tensor(tile.experts[0]).device
+            parts = [cut(tile, *part) for part in pieces(tile.numel, device, unit)]
             yield from each(self._backend.lanes, do, parts)
 
 
@@ -155,7 +157,7 @@ class _Derived:
 
     def _made(self, tile: Tile) -> Tile:
         """Of one tile; its base is zero, as magnitudes are those of differences."""
-        work, device = self.steps[0].work, tile.experts[0].device
+        work, device = self.steps[0].work, as_tensor(tile.experts[0]).device
         made = torch.empty(tile.numel, dtype=to_torch(work), device=device)
         self._backend.fuse(self._op, tile, made)
         zero = torch.zeros(tile.numel, dtype=torch.bfloat16, device=device)
@@ -186,6 +188,6 @@ def _in_units(tensors: Tensors, unit: int) -> Iterator[Tile]:
 def _joined(first: Tile | None, second: Tile) -> Tile:
     """A copy of one tile, or of two behind one another."""
     tiles = (second,) if first is None else (first, second)
-    base = None if second.base is None else torch.cat([t.base for t in tiles if t.base is not None])
-    experts = tuple(torch.cat(each) for each in zip(*(t.experts for t in tiles), strict=True))
+    base = None if second.base is None else joined([t.base for t in tiles if t.base is not None])
+    experts = tuple(joined(each) for each in zip(*(t.experts for t in tiles), strict=True))
     return Tile(second.tensor, 0, base, experts)

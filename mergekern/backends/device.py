@@ -56,14 +56,14 @@ class DeviceBackend:
         check_tile(tile, op.work, self._where, deltas=op.rule == "task_vector")
         check_out(tile, out, self._where)
         if op.rule == "function":
-            return run(op, tile, out, self.fuse, lambda x: bool(x.isfinite().all()))
+            return run(op, tile, out, self.fuse, lambda x: bool(as_tensor(x).isfinite().all()))
         if wants_host(op, tile):
             return self._host.fuse(op, tile, out)
         todo = self.start(op, batch_of(op, tile, out), windows_of(op))
         return findings(todo.found).get(0, Findings())
 
     def speculate(
-        self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None
+        self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: Array | None
     ) -> Speculation:
         check_tile(tile, op.work, self._where)
         check_margins(op, tile, margins)
@@ -79,22 +79,21 @@ class DeviceBackend:
         found = Findings() if out is None else findings(todo.found).get(0, Findings())
         return Speculation(found, todo.kept[0].cpu().numpy(), marks)
 
-    def compact(
-        self, tile: Tile, open_: torch.Tensor, most: int
-    ) -> tuple[torch.Tensor, Tile] | None:
+    def compact(self, tile: Tile, open_: Array, most: int) -> tuple[Array, Tile] | None:
         check_inputs(tile, self._where)
         check_open(tile, open_)
-        byte = open_.nonzero()[:, 0]  # most are 0: only the others become eight places each
+        marks = as_tensor(open_)
+        byte = marks.nonzero()[:, 0]  # most are 0: only the others become eight places each
         if byte.numel() - 1 > most:  # bits of the last one may lie behind the end
             return None
         bit = torch.arange(8, dtype=torch.uint8, device=self.device)
-        is_set = (open_[byte, None] >> bit) & 1 == 1
+        is_set = (marks[byte, None] >> bit) & 1 == 1
         index = (byte[:, None] * 8 + bit)[is_set]
         index = index[index < tile.numel]
         if index.numel() > most:
             return None
-        base = None if tile.base is None else tile.base[index]
-        experts = tuple(x[index] for x in tile.experts)
+        base = None if tile.base is None else as_tensor(tile.base)[index]
+        experts = tuple(as_tensor(x)[index] for x in tile.experts)
         return index, replace(tile, offset=0, base=base, experts=experts)
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:

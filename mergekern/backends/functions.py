@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from mergekern.arrays import Array, as_tensor
+from mergekern.arrays import Array, as_tensor, device_of
 from mergekern.dtypes import DType, to_torch
 from mergekern.errors import RecipeError
 from mergekern.function import Function, values_at
@@ -35,7 +35,7 @@ def run(
     tile: Tile,
     out: Array,
     fuse: Fuse,
-    finite: Callable[[torch.Tensor], bool],
+    finite: Callable[[Array], bool],
     threads: int = 1,
 ) -> Findings:
     """Backend.fuse() of an op whose rule is a function.
@@ -68,7 +68,7 @@ def widened(tile: Tile, work: DType) -> Inputs:
 
 
 def _call(op: FusedOp, tile: Tile, offset: int) -> torch.Tensor:
-    function, device = op.function, tile.experts[0].device
+    function, device = op.function, as_tensor(tile.experts[0]).device
     assert function is not None, f"{tile.tensor}: no function"
     arguments: list[object] = [*widened(tile, op.work)]
     if function.survey is not None:
@@ -91,8 +91,8 @@ def _check(function: Function, tile: Tile, result: object, work: DType) -> None:
         found = f"a tensor of {result.dtype}, {list(result.shape)}"
     elif result.layout != torch.strided:
         found = f"a tensor of layout {result.layout}"
-    elif result.device != tile.experts[0].device:
-        found, wanted = f"a tensor on {result.device}", f"want one on {tile.experts[0].device}"
+    elif result.device != as_tensor(tile.experts[0]).device:
+        found, wanted = f"a tensor on {result.device}", f"want one on {device_of(tile.experts[0])}"
     else:
         return
     raise RecipeError(f"tensor {tile.tensor}: {function.name} returned {found}; {wanted}")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mergekern.arrays import as_tensor, device_of, dtype_of, to_host
+from mergekern.arrays import Array, as_tensor, device_of, dtype_of, to_host
 from mergekern.backends.cpu import CpuBackend
 from mergekern.fused import Findings, FusedOp, Pruning, Tile
 from mergekern.lazily import torch
@@ -32,10 +32,10 @@ class Host:
     def __init__(self) -> None:
         self.loops = CpuBackend()
 
-    def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
+    def fuse(self, op: FusedOp, tile: Tile, out: Array) -> Findings:
         merged = np.empty(len(out), dtype_of(out))
         found = self.loops.fuse(op, on_host(tile), merged)
-        out.copy_(as_tensor(merged))
+        as_tensor(out).copy_(as_tensor(merged))
         return found
 
     def prune(self, pruning: Pruning, tile: Tile) -> tuple[torch.Tensor | None, ...]:

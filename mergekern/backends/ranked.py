@@ -21,7 +21,7 @@ from mergekern.backends import ranks as by_rank
 from mergekern.backends.brackets import Launches, bracket
 from mergekern.backends.groups import Groups
 from mergekern.backends.launch import Pass, findings, upload
-from mergekern.dtypes import FLOAT64
+from mergekern.dtypes import FLOAT64, to_torch
 from mergekern.fused import EVERY_INDEX, KEEP_ALL, Batch, Findings, FusedOp
 from mergekern.lazily import torch
 
@@ -189,7 +189,7 @@ class _Open:
         room = -(-numel // ALIGN) * ALIGN
         starts = np.cumsum(room) - room
         self._gaps = self._with_gaps(upload(starts, on.device), int(room.sum()))
-        self._merged = torch.empty(int(room.sum()), dtype=batch.out, device=on.device)
+        self._merged = torch.empty(int(room.sum()), dtype=to_torch(batch.out), device=on.device)
         lines: Sequence[torch.Tensor] = []
         if len(self._place):
             base, experts = on.gather(todo, *self._gaps)

@@ -133,7 +133,7 @@ class ReferenceBackend:
 def _at(address: int, numel: int, dtype: DType) -> np.ndarray:
     """The elements at an address."""
     raw = (ctypes.c_char * (numel * dtype.itemsize)).from_address(address)
-    return np.frombuffer(raw, dtype)
+    return np.frombuffer(memoryview(raw), np.uint8).view(dtype)
 
 
 def _op_of(op: FusedOp, batch: Batch, tile: int) -> FusedOp:
