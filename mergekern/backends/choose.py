@@ -6,17 +6,17 @@ import ctypes
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mergekern.arrays import HOST
 from mergekern.backends import Backend
 from mergekern.backends.cpu import CpuBackend
-from mergekern.backends.device import DeviceBackend
-from mergekern.backends.launch import Kernels
-from mergekern.backends.reference import ReferenceBackend
-from mergekern.backends.staged import LARGEST_SLOT, SLOTS, StagedBackend
 from mergekern.errors import RecipeError
 from mergekern.lazily import torch
 from mergekern.methods.parameters import nearest
+
+if TYPE_CHECKING:
+    from mergekern.backends.launch import Kernels
 
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 DEVICES = ("auto", "cpu", "cuda", "cuda:0 (cuda:1 …)")
@@ -49,6 +49,8 @@ def get_backend(
             f"device ({device!r}) and backend ({name!r}) at auto"
         )
     if name == "reference":
+        from mergekern.backends.reference import ReferenceBackend
+
         return ReferenceBackend()
     if name == "cpu" or (where == HOST and name != "triton"):
         return CpuBackend(threads)
@@ -57,10 +59,21 @@ def get_backend(
         if (name, device, held) == ("auto", "auto", HOST):
             return CpuBackend(threads)
         raise RecipeError(f"nothing merges on {where} here: {why_not}")
+    return _on_device(kernels, where, held, threads, max_device_memory)
+
+
+def _on_device(
+    kernels: Kernels, where: str, held: str, threads: int | None, room: int | None
+) -> Backend:
+    # Loaded here: who merges on the CPU starts the sooner.
+    from mergekern.backends.device import DeviceBackend
+    from mergekern.backends.staged import LARGEST_SLOT, SLOTS, StagedBackend
+
     merging = DeviceBackend(kernels, torch.device(where))
     if held == where:
         return merging
-    return StagedBackend(merging, CpuBackend(threads), max_device_memory or _free(where))
+    free = SLOTS * LARGEST_SLOT if where == HOST else _free(where)
+    return StagedBackend(merging, CpuBackend(threads), room or free)
 
 
 def check_choice(name: str, device: str, threads: int | None) -> None:
@@ -113,9 +126,7 @@ def _kernels(name: str, device: str) -> tuple[Kernels | None, str]:
 
 
 def _free(device: str) -> int:
-    """What copies may take of a device's memory."""
-    if device == HOST:
-        return SLOTS * LARGEST_SLOT
+    """What copies may take of a GPU's memory."""
     free, _ = torch.cuda.mem_get_info(device)
     return int(free * (1 - MARGIN))
 
