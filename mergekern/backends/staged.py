@@ -56,14 +56,14 @@ class StagedBackend:
         """Page-locked, so that copies run beside kernels."""
         if self.device.type != "cuda":
             return nothing
-        runtime, address = torch.cuda.cudart(), address(memory)
+        runtime, begin = torch.cuda.cudart(), address(memory)
         with torch.cuda.device(self.device):
-            refused = int(runtime.cudaHostRegister(address, memory.nbytes, 0))
+            refused = int(runtime.cudaHostRegister(begin, memory.nbytes, 0))
         if refused:
             log.warning("%s: memory cannot be pinned (CUDA error %d): slower", self.device, refused)
             self._forget_error()
             return nothing
-        return lambda: runtime.cudaHostUnregister(address)
+        return lambda: runtime.cudaHostUnregister(begin)
 
     def _forget_error(self) -> None:
         """CUDA keeps the error of a call for the next launch, which would fail by it."""
