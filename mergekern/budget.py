@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mergekern import lazily
 from mergekern.backends import BLOCK as SUMMED
 from mergekern.backends import CHUNK, Backend
 from mergekern.checkpoint.direct import BLOCK
@@ -46,7 +47,7 @@ _POSITIVE = (1 << 63) - 1  # all bits of an int64 but the sign's
 class MemoryEstimate:
     """Bytes that a merge holds at its peak, and how its units are cut to stay within them.
 
-    runtime: Python, torch and what the process held before, as far as it counts
+    runtime: Python, its libraries and what the process held before, as far as it counts
     scratch: statistics, threads and the backend's own memory
     buffers: inputs read ahead, the unit in the kernel, outputs not written yet
     least:   the smallest max_memory that would do
@@ -68,7 +69,7 @@ class MemoryEstimate:
     def __str__(self) -> str:
         scratch = self.scratch + self.open
         return (
-            f"{format_size(self.total)} at the peak: {format_size(self.runtime)} Python and torch, "
+            f"{format_size(self.total)} at the peak: {format_size(self.runtime)} Python and libraries, "
             f"{format_size(self.buffers)} buffers, {format_size(scratch)} scratch; "
             f"at the least {format_size(self.least)}"
         )
@@ -83,6 +84,9 @@ def memory_estimate(
                 no value makes it hold more than the plan can use
     backend: who will run it; None for the compiled loops on every core.
     """
+    functions = any(spec.function is not None for plan in plans for spec in plan.specs)
+    if functions or (backend is not None and backend.name != "cpu"):
+        lazily.load()  # before what the process holds is counted
     runtime = min(resident_bytes(), RUNTIME_CAP)
     plain = backend is not None and backend.name == "reference"
     tile = _REFERENCE_TILE if plain else None
@@ -97,7 +101,7 @@ def memory_estimate(
     if room < least:
         raise BudgetError(
             f"max_memory is {_mib(limit)}, wanted {_mib(runtime + scratch + least)} at the least: "
-            f"{_mib(runtime)} for Python and torch, {_mib(scratch)} of scratch and "
+            f"{_mib(runtime)} for Python and libraries, {_mib(scratch)} of scratch and "
             f"{_mib(least)} of buffers for tensors of this plan"
         )
     open_ = min(max(map(_open, plans)), (room - least) // 8)

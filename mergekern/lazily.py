@@ -20,6 +20,10 @@ else:
     torch = _Torch()
 
 
+def load() -> None:
+    import_module("torch")
+
+
 def is_tensor(value: object) -> TypeIs[torch.Tensor]:
     """isinstance() that does not load torch: before somebody has, there are no tensors."""
     return "torch" in sys.modules and isinstance(value, torch.Tensor)
