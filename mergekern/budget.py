@@ -69,7 +69,8 @@ class MemoryEstimate:
     def __str__(self) -> str:
         scratch = self.scratch + self.open
         return (
-            f"{format_size(self.total)} at the peak: {format_size(self.runtime)} Python and libraries, "
+            f"{format_size(self.total)} at the peak: "
+            f"{format_size(self.runtime)} Python and libraries, "
             f"{format_size(self.buffers)} buffers, {format_size(scratch)} scratch; "
             f"at the least {format_size(self.least)}"
         )
