@@ -83,22 +83,32 @@ def merge(
     limit = _size(max_memory, "max_memory")
     room = _size(max_device_memory, "max_device_memory")
     folder = None if output is None else output_path(output)
-    options = {
-        "models": models,
-        "base": base,
-        "preset": preset,
-        "dtype": dtype,
-        "out_dtype": out_dtype,
-        "parameters": parameters,
-    }
-    merges = staged_merges(recipe_or_method, folder, intermediate, seed, options)
+    merges = staged_merges(
+        recipe_or_method,
+        folder,
+        intermediate,
+        seed,
+        models=models,
+        base=base,
+        preset=preset,
+        dtype=dtype,
+        out_dtype=out_dtype,
+        parameters=parameters,
+    )
     if folder is not None and out is not None:
         raise OutputError("output is a folder and out is in memory: give one of them")
     if folder is None and not all(source.resident for source in merges[-1].recipe.sources):
         raise OutputError("models on disk are merged into a folder: give output=")
     shard_bytes = parse_size(max_shard_size, "max_shard_size")
-    how = Options(mismatch, truncate_embeddings, allow_crimes, shard_bytes, _path(cache))
-    how = replace(how, copy_tokenizer=copy_tokenizer, write_model_card=write_model_card)
+    how = Options(
+        mismatch=mismatch,
+        truncate_embeddings=truncate_embeddings,
+        allow_crimes=allow_crimes,
+        shard_bytes=shard_bytes,
+        cache=_path(cache),
+        copy_tokenizer=copy_tokenizer,
+        write_model_card=write_model_card,
+    )
     done: list[Any] = []
     for merge in merges:
         with ready([merge.recipe], [merge.folder], how) as jobs:
@@ -136,15 +146,18 @@ def plan(
     folder = None if output is None else output_path(output)
     if folder is None and has_stages(recipe_or_method):
         folder = Path("output")  # a name for what has none yet
-    options = {
-        "models": models,
-        "base": base,
-        "preset": preset,
-        "dtype": dtype,
-        "out_dtype": out_dtype,
-        "parameters": parameters,
-    }
-    merges = staged_merges(recipe_or_method, folder, intermediate, seed, options)
+    merges = staged_merges(
+        recipe_or_method,
+        folder,
+        intermediate,
+        seed,
+        models=models,
+        base=base,
+        preset=preset,
+        dtype=dtype,
+        out_dtype=out_dtype,
+        parameters=parameters,
+    )
     shard_bytes = parse_size(max_shard_size, "max_shard_size")
     how = Options(mismatch, truncate_embeddings, allow_crimes, shard_bytes, _path(cache))
     if len(merges) == 1:
@@ -195,8 +208,15 @@ def merge_many(
     if on_disk and None in folders:
         raise OutputError(f"models on disk, as {on_disk[0]}, are merged into folders: give outputs")
     shard_bytes = parse_size(max_shard_size, "max_shard_size")
-    how = Options(mismatch, truncate_embeddings, allow_crimes, shard_bytes, _path(cache))
-    how = replace(how, copy_tokenizer=copy_tokenizer, write_model_card=write_model_card)
+    how = Options(
+        mismatch=mismatch,
+        truncate_embeddings=truncate_embeddings,
+        allow_crimes=allow_crimes,
+        shard_bytes=shard_bytes,
+        cache=_path(cache),
+        copy_tokenizer=copy_tokenizer,
+        write_model_card=write_model_card,
+    )
     with ready(list(named.values()), folders, how) as jobs:
         return _run(jobs, _backend(jobs, backend, device, threads, room), limit, progress)
 

@@ -1,7 +1,8 @@
 """Element types: their names in files and recipes, and which of them merge.
 
 They are numpy's, with ml_dtypes' for what numpy lacks. torch's have the same names; torch itself is
-only loaded by those who have tensors.
+only loaded by those who have tensors. Where there may be none, ask `is None` first: None equals
+numpy's float64.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import numpy as np
 from mergekern.arrays import Array, address, to_host
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.contents import Contents
+from mergekern.checkpoint.placed import Placed
 from mergekern.dtypes import FLOAT32, FLOAT64
 
 PIECE = 1 << 14  # elements held besides the buffer, or one row; torch's threads wake for more
@@ -84,12 +85,16 @@ class AlignedCheckpoint:
         self.device = inner.device
         self.files = inner.files
         self.notes = inner.notes
-        self.placed = inner.placed
         self.tensors = Contents(inner.tensors)
         for name, rows in maps.items():
             info = inner.tensors[rows.source]
             shape = _shape(info, len(rows.own))
             self.tensors[name] = TensorInfo(name, info.dtype, shape, native=info.native)
+        self.placed: Placed | None = None
+        if inner.placed is not None:
+            sources = [maps[name].source if name in maps else name for name in self.tensors]
+            moved = np.array([name in maps for name in self.tensors], bool)
+            self.placed = inner.placed.chosen(inner.tensors.places_of(sources), moved)
 
     def read(self, name: str, start: int, stop: int, buffer: np.ndarray | None) -> Array:
         """Elements [start, stop), flat; see Checkpoint.read. Views where one run gives them all."""

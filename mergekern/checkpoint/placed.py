@@ -22,6 +22,14 @@ class Placed:
         self._tensors = tensors
         self.begin = np.fromiter(map(torch.Tensor.data_ptr, tensors), np.uint64, len(tensors))
 
+    def chosen(self, places: np.ndarray, moved: np.ndarray) -> Placed:
+        """Some of the tensors, in another order; those that are `moved` are read elsewhere, in an
+        order of their own."""
+        found = Placed(())
+        found.begin, found.end = self.begin[places], self.end[places]
+        found.in_order = self.in_order[places] & ~moved
+        return found
+
     @cached_property
     def in_order(self) -> np.ndarray:
         return np.fromiter(map(torch.Tensor.is_contiguous, self._tensors), bool, len(self.begin))
