@@ -41,7 +41,7 @@ class Doubt:
         """Merge these elements and put them where they belong in `out`, the whole tensor."""
         merged = huge.empty(self.tile.numel, out.dtype, out.device)
         found = self.merge(backend, op, merged)
-        out[self.index] = merged
+        backend.put(merged, self.index, out)
         return found
 
     def _last(self, last: int) -> int:

@@ -84,6 +84,18 @@ def check_open(tile: Tile, open_: torch.Tensor) -> None:
         raise ValueError(f"{tile.tensor}: want one bit for each of {tile.numel} elements")
 
 
+def check_put(
+    values: torch.Tensor, index: torch.Tensor, out: torch.Tensor, device: torch.device
+) -> None:
+    if values.dtype != out.dtype or out.dtype not in FLOATS or index.dtype != torch.int64:
+        raise ValueError(f"cannot put {values.dtype} into {out.dtype} by {index.dtype}")
+    if any(x.device != device or not x.is_contiguous() for x in (values, index, out)):
+        raise ValueError(f"values, index and out must be contiguous, on {device}")
+    ends = index[:: max(1, index.numel() - 1)].tolist()
+    if values.numel() != index.numel() or not all(0 <= end < out.numel() for end in ends):
+        raise ValueError(f"want an index for each of {values.numel()} values, within out")
+
+
 def check_batch(op: FusedOp, batch: Batch, ranked: int = CHUNK, *, together: bool = False) -> None:
     """A batch; that the addresses are good is the caller's word. The rest: see Backend"""
     count, experts = len(batch), len(batch.experts)

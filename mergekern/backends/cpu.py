@@ -19,6 +19,7 @@ from mergekern.backends.checks import (
     check_open,
     check_out,
     check_pruning,
+    check_put,
     check_tile,
 )
 from mergekern.backends.formulas import spelled
@@ -139,6 +140,11 @@ class CpuBackend:
             [x.data_ptr() for x in experts],
         )
         return index, replace(tile, offset=0, base=base, experts=experts)
+
+    def put(self, values: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
+        check_put(values, index, out, _CPU)
+        dtype, n = _DTYPES[out.dtype], index.numel()
+        _C.put(self.threads, dtype, values.data_ptr(), index.data_ptr(), n, out.data_ptr())
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         check_batch(op, batch)

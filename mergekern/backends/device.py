@@ -15,6 +15,7 @@ from mergekern.backends.checks import (
     check_margins,
     check_open,
     check_out,
+    check_put,
     check_tile,
 )
 from mergekern.backends.functions import run
@@ -93,6 +94,10 @@ class DeviceBackend:
         base = None if tile.base is None else tile.base[index]
         experts = tuple(x[index] for x in tile.experts)
         return index, replace(tile, offset=0, base=base, experts=experts)
+
+    def put(self, values: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
+        check_put(values, index, out, self.device)
+        out[index] = values
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         check_batch(op, batch, self.ranked, together=True)

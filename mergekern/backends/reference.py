@@ -77,6 +77,9 @@ class ReferenceBackend:
         experts = tuple(x[index] for x in tile.experts)
         return index, replace(tile, offset=0, base=base, experts=experts)
 
+    def put(self, values: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
+        out[index] = values
+
     def prune(self, pruning: Pruning, tile: Tile) -> tuple[torch.Tensor | None, ...]:
         return masks_of(pruning, _deltas(tile, pruning.work), tile.offset)
 

@@ -97,6 +97,9 @@ class StagedBackend:
     ) -> tuple[torch.Tensor, Tile] | None:
         return self._host.compact(tile, open_, most)
 
+    def put(self, values: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
+        self._host.put(values, index, out)
+
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         if batch.ranks is not None:  # small tensors, whose windows are not known yet
             return self._host.fuse_batch(op, batch)
