@@ -153,6 +153,12 @@ void bind_operations(py::module_& m) {
       },
       Released());
   m.def(
+      "put",
+      [](int threads, DType dtype, uintptr_t from, uintptr_t index, int64_t n, uintptr_t to) {
+        put(threads, dtype, pointer<void>(from), pointer<int64_t>(index), n, pointer<void>(to));
+      },
+      Released());
+  m.def(
       "count",
       [](const How& how, const Inputs& inputs, const std::vector<Bracket>& brackets,
          const std::vector<uintptr_t>& tallies, const std::vector<uintptr_t>& chunks) {

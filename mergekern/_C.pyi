@@ -138,6 +138,7 @@ def fuse_batch(
     columns: list[int],
     by_index: bool,
 ) -> list[tuple[int, list[int], bool]]: ...
+def put(threads: int, dtype: DType, values: int, index: int, numel: int, out: int) -> None: ...
 def count(
     how: How,
     inputs: Inputs,

@@ -89,14 +89,6 @@ def at(array: Array, index: np.ndarray) -> Array:
     return array[as_tensor(index).to(array.device)]
 
 
-def put(array: Array, index: Array, values: Array) -> None:
-    """Set the elements at some places."""
-    if isinstance(array, np.ndarray):
-        array[to_host(index)] = to_host(values)
-    else:
-        array[as_tensor(index)] = as_tensor(values)
-
-
 def copy(source: Array, target: Array) -> None:
     """Both are in one place."""
     if isinstance(target, np.ndarray):

@@ -28,7 +28,8 @@ MIB = 1 << 20
 RUNTIME_CAP = 512 * MIB  # a notebook that already holds models must not be refused for it
 TILE_BYTES = 8 * MIB  # of one input: requests of this size reach a disk's full speed
 UNITS = 4  # in flight at once: being read, in the kernel, being written
-RESIDENT = 3  # the same for tensors that are held whole
+RESIDENT = 3  # the same for tensors that are held whole, but for a few that are larger than most
+FRESH = 8  # bytes that go through a byte of buffers, or its first touch costs more than it saves
 PADDING = 2 * BLOCK + 64  # what aligning one buffer to its file's blocks costs at the most
 MARGIN = 24 * MIB  # threads' stacks, journal, interpreter
 
@@ -177,12 +178,21 @@ def _useful(outputs: _Outputs, itemsize: float, tile: int | None) -> int:
     """What the plans can make use of: enough units in flight, or everything at once."""
     longest = tile or max(TILE_ALIGN, int(TILE_BYTES / itemsize))
     longest = np.maximum(longest, outputs.align)
-    most = UNITS * outputs.unit(np.minimum(outputs.numel, longest), itemsize)
+    most = UNITS * outputs.unit(np.minimum(outputs.numel, longest), itemsize).max(initial=0)
     entire = outputs.unit(outputs.numel, itemsize)
-    if tile is None:
-        most = np.maximum(most, RESIDENT * np.where(outputs.whole, entire, 0))
+    held = np.sort(entire[outputs.whole]) if tile is None else entire[:0]
+    largest = held.max(initial=0)
+    usual = _usual(held)
     widest = int((outputs.inputs + outputs.outputs).max(initial=0))
-    return max(int(most.max(initial=0)), min(UNITS * TILE_BYTES * widest, int(entire.sum())))
+    bundled = min(UNITS * TILE_BYTES * widest, int(entire.sum()))
+    wanted = max(most, largest + (RESIDENT - 1) * usual, bundled)
+    return int(min(wanted, max(largest, UNITS * TILE_BYTES, entire.sum() // FRESH)))
+
+
+def _usual(sizes: np.ndarray) -> int:
+    """The size that half of all bytes belong to things no larger than; `sizes`: ascending."""
+    reached = np.cumsum(sizes)
+    return int(sizes[np.searchsorted(reached, reached[-1] / 2)]) if len(sizes) else 0
 
 
 def _input_itemsize(plans: Sequence[Plan]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from mergekern.arrays import Array, empty_like, put, reached
+from mergekern.arrays import Array, empty_like, reached
 from mergekern.backends import Backend
 from mergekern.fused import EVERY_INDEX, Findings, FusedOp, Tile, Window
 from mergekern.plan import Step
@@ -39,7 +39,7 @@ class Doubt:
         """Merge these elements and put them where they belong in `out`, the whole tensor."""
         merged = empty_like(out, self.tile.numel)
         found = self.merge(backend, op, merged)
-        put(out, self.index, merged)
+        backend.put(merged, self.index, out)
         return found
 
     def _last(self, last: int) -> int:

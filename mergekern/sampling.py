@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,13 +45,12 @@ def draw(
     begins = {id(step): start for step, start in zip(tensors.steps, starts, strict=False)}
     for group, tile in tensors.parts(parts):
         step = group[0].step
-        places = np.concatenate([np.arange(part.start, part.stop) for part in group])
-        places += begins[id(step)]
+        first = np.array([part.start for part in group]) + begins[id(step)]
+        lengths = np.array([part.numel for part in group])
         for place, expert in enumerate(step.expert_index):
             if expert in samples:
                 bits = backend.magnitudes(tile, place, work).astype(narrow)
-                lengths = [part.numel for part in group]
-                samples[expert].append(_Run(bits, places, lengths))
+                samples[expert].append(_Run(bits, first, lengths))
     return Sample(
         numels_of(tensors.steps), {expert: _join(runs) for expert, runs in samples.items()}
     )
@@ -109,22 +108,32 @@ def sample_parts(steps: Sequence[Step], starts: Sequence[int], stretch: int) -> 
 
 @dataclass(frozen=True)
 class _Run:
-    """Magnitudes of a sample with their places, and how many belong to each stretch."""
+    """Magnitudes of a sample; the place of the first of each stretch, and how many belong to it."""
 
     bits: np.ndarray
-    places: np.ndarray
-    lengths: Sequence[int]
+    first: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def begins(self) -> np.ndarray:
+        """Where the stretches begin in the sample."""
+        found: np.ndarray = np.cumsum(self.lengths) - self.lengths
+        return found
+
+    def place(self, index: int) -> int:
+        """Where an element of the sample lies among all."""
+        begins = self.begins
+        stretch = int(np.searchsorted(begins, index, side="right")) - 1
+        return int(self.first[stretch] + index - begins[stretch])
 
 
 def _join(runs: Sequence[_Run]) -> _Run:
     if len(runs) == 1:
         return runs[0]
     empty = np.zeros(0, np.int32)
-    return _Run(
-        np.concatenate([empty, *(run.bits for run in runs)]),
-        np.concatenate([empty, *(run.places for run in runs)]),
-        [length for run in runs for length in run.lengths],
-    )
+    columns = zip(*((run.bits, run.first, run.lengths) for run in runs), strict=True)
+    joined = [np.concatenate([empty, *column]) for column in columns] or [empty] * 3
+    return _Run(*joined)
 
 
 def _bracket(sample: _Run, rank: int, numel: int, bound: int, by_index: bool) -> tuple[Key, Key]:
@@ -133,12 +142,14 @@ def _bracket(sample: _Run, rank: int, numel: int, bound: int, by_index: bool) ->
     if not size:
         return top, bottom
     middle = min(max(round(rank / numel * size), 1), size)
-    value = _values(sample.bits, [middle])[0]
-    spread = 0 if size == numel else _spread(sample, value, rank / numel)
+    ordered = _Ordered(sample.bits)
+    value = ordered[middle]
+    if size == numel:
+        key = _key(sample, value, middle) if by_index else Key(value, -1)
+        return key, key
+    spread = _spread(sample, value, rank / numel)
     at = (middle - spread, middle + spread)
-    inside = [rank for rank in at if 1 <= rank <= size]
-    found = dict(zip(inside, _values(sample.bits, inside), strict=True))
-    high, low = found.get(at[0]), found.get(at[1])
+    high, low = (ordered[rank] if 1 <= rank <= size else None for rank in at)
     if not by_index:
         return top if high is None else Key(high, -1), bottom if low is None else Key(low, -1)
     if high is not None and high == low:
@@ -153,9 +164,8 @@ def _bracket(sample: _Run, rank: int, numel: int, bound: int, by_index: bool) ->
 def _spread(sample: _Run, value: int, fraction: float) -> int:
     """How far the sampled rank may be off: as counts of one stretch differ from its neighbour's,
     for elements that lie together are alike."""
-    size, lengths = sample.bits.size, np.asarray(sample.lengths)
-    begins = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    reached = np.add.reduceat((sample.bits >= value).astype(np.int64), begins)
+    size, lengths = sample.bits.size, sample.lengths
+    reached = np.add.reduceat((sample.bits >= value).view(np.int8), sample.begins, dtype=np.int32)
     excess = reached - lengths * (reached.sum() / size)
     apart = float((np.diff(excess) ** 2).sum() / 2)
     plain = size * fraction * (1 - fraction)
@@ -166,11 +176,25 @@ def _spread(sample: _Run, value: int, fraction: float) -> int:
 def _key(sample: _Run, value: int, rank: int) -> Key:
     ties = np.flatnonzero(sample.bits == value)
     before = int(np.count_nonzero(sample.bits > value))
-    return Key(value, int(sample.places[ties[rank - before - 1]]))
+    return Key(value, sample.place(int(ties[rank - before - 1])))
 
 
-def _values(bits: np.ndarray, ranks: Sequence[int]) -> list[int]:
-    """The magnitudes of descending ranks."""
-    at = [bits.size - rank for rank in ranks]
-    ordered = np.partition(bits, sorted(set(at))) if at else bits
-    return [int(ordered[place]) for place in at]
+class _Ordered:
+    """Magnitudes by descending rank, no more of them in order than was asked for.
+
+    Each answer parts what is larger from what is smaller, and the next one looks at its part only;
+    several at once would cost numpy more than one after the other.
+    """
+
+    def __init__(self, bits: np.ndarray) -> None:
+        self._bits = bits.copy()
+        self._known = [-1, bits.size]  # places where the right number is
+
+    def __getitem__(self, rank: int) -> int:
+        at = self._bits.size - rank
+        behind = bisect_left(self._known, at)
+        if self._known[behind] != at:
+            first = self._known[behind - 1] + 1
+            self._bits[first : self._known[behind]].partition(at - first)
+            self._known.insert(behind, at)
+        return int(self._bits[at])

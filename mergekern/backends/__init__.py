@@ -103,6 +103,9 @@ class Backend(Protocol):
         tile of its own, from offset 0 on. None, and no memory taken, where they are more than
         `most`."""
 
+    def put(self, values: Array, index: Array, out: Array) -> None:
+        """out[index] = values, in one dtype; the index as compact() gives it: ascending."""
+
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         """Run the op over many tiles. Returns what was found, for tiles where something was."""
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from mergekern.arrays import Array, device_of, dtype_of, is_contiguous
 from mergekern.backends import CHUNK, Margin
-from mergekern.dtypes import FLOAT64, MERGEABLE, UINT8, DType
+from mergekern.dtypes import FLOAT64, INT64, MERGEABLE, UINT8, DType
 from mergekern.fused import KEEP_ALL, Batch, FusedOp, Pruning, Tile
 
 MOST_RANKS = 1 << 31  # of a row: they are counted in 31 bits
@@ -82,6 +82,17 @@ def check_out(tile: Tile, out: Array, device: str) -> None:
 def check_open(tile: Tile, open_: Array) -> None:
     if (dtype_of(open_), len(open_)) != (UINT8, -(-tile.numel // 8)) or not is_contiguous(open_):
         raise ValueError(f"{tile.tensor}: want one bit for each of {tile.numel} elements")
+
+
+def check_put(values: Array, index: Array, out: Array, device: str) -> None:
+    given, wanted, places = (dtype_of(x) for x in (values, out, index))
+    if given != wanted or wanted not in MERGEABLE or places != INT64:
+        raise ValueError(f"cannot put {given} into {wanted} by {places}")
+    if any(device_of(x) != device or not is_contiguous(x) for x in (values, index, out)):
+        raise ValueError(f"values, index and out must be contiguous, on {device}")
+    ends = index[:: max(1, len(index) - 1)].tolist()
+    if len(values) != len(index) or not all(0 <= end < len(out) for end in ends):
+        raise ValueError(f"want an index for each of {len(values)} values, within out")
 
 
 def check_batch(op: FusedOp, batch: Batch, ranked: int = CHUNK, *, together: bool = False) -> None:

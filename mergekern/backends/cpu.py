@@ -20,6 +20,7 @@ from mergekern.backends.checks import (
     check_open,
     check_out,
     check_pruning,
+    check_put,
     check_tile,
 )
 from mergekern.backends.formulas import spelled
@@ -137,6 +138,11 @@ class CpuBackend:
             [address(x) for x in experts],
         )
         return index, replace(tile, offset=0, base=base, experts=experts)
+
+    def put(self, values: Array, index: Array, out: Array) -> None:
+        check_put(values, index, out, HOST)
+        dtype, n = _DTYPES[dtype_of(out)], len(index)
+        _C.put(self.threads, dtype, address(values), address(index), n, address(out))
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         check_batch(op, batch)

@@ -15,6 +15,7 @@ from mergekern.backends.checks import (
     check_margins,
     check_open,
     check_out,
+    check_put,
     check_tile,
 )
 from mergekern.backends.functions import run
@@ -95,6 +96,10 @@ class DeviceBackend:
         base = None if tile.base is None else as_tensor(tile.base)[index]
         experts = tuple(as_tensor(x)[index] for x in tile.experts)
         return index, replace(tile, offset=0, base=base, experts=experts)
+
+    def put(self, values: Array, index: Array, out: Array) -> None:
+        check_put(values, index, out, self._where)
+        as_tensor(out)[as_tensor(index)] = as_tensor(values)
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         check_batch(op, batch, self.ranked, together=True)

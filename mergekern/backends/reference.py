@@ -77,6 +77,9 @@ class ReferenceBackend:
         experts = tuple(at(x, index) for x in tile.experts)
         return index, replace(tile, offset=0, base=base, experts=experts)
 
+    def put(self, values: Array, index: Array, out: Array) -> None:
+        as_tensor(out)[as_tensor(index)] = as_tensor(values)
+
     def prune(self, pruning: Pruning, tile: Tile) -> tuple[np.ndarray | None, ...]:
         return masks_of(pruning, _deltas(tile, pruning.work), tile.offset)
 

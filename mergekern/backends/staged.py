@@ -95,6 +95,9 @@ class StagedBackend:
     def compact(self, tile: Tile, open_: Array, most: int) -> tuple[Array, Tile] | None:
         return self._host.compact(tile, open_, most)
 
+    def put(self, values: Array, index: Array, out: Array) -> None:
+        self._host.put(values, index, out)
+
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         if batch.ranks is not None:  # small tensors, whose windows are not known yet
             return self._host.fuse_batch(op, batch)

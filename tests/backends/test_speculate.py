@@ -143,6 +143,10 @@ def test_compact(data) -> None:
         assert (got.tensor, got.offset, got.numel) == (t.tensor, 0, len(index))
         for mine, theirs in zip((got.base, *got.experts), (want.base, *want.experts), strict=True):
             assert mine.dtype == theirs.dtype and same_bits(mine, theirs)
+        into, wanted = (torch.full((t.numel,), 3.0, dtype=x.dtype) for x in got.experts[:1] * 2)
+        backend.put(got.experts[0], index, into)
+        REFERENCE.put(got.experts[0], index, wanted)
+        assert same_bits(into, wanted)
     for backend in (REFERENCE, *BACKENDS) if len(want_index) else ():
         assert backend.compact(t, open_, most=len(want_index) - 1) is None
 
@@ -159,3 +163,19 @@ def test_speculation_checks_what_it_is_given() -> None:
     ):
         with pytest.raises(ValueError, match="w: "):
             wrong()
+
+
+def test_put_checks_what_it_is_given() -> None:
+    values, index, out = torch.ones(2), torch.tensor([0, 3]), torch.zeros(4)
+    for wrong in (
+        (values.double(), index, out),
+        (values, index.int(), out),
+        (values, index[:1], out),
+        (values, index, out[:3]),
+        (values, index - 1, out),
+        (values, index, out.repeat(2)[::2]),
+    ):
+        with pytest.raises(ValueError):
+            BACKENDS[0].put(*wrong)
+    BACKENDS[0].put(values, index, out)
+    assert out.tolist() == [1, 0, 0, 1]
