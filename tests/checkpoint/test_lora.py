@@ -7,12 +7,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from adapters import CASES, Adapted, make
+from reading import part, whole
 from safetensors.torch import load_file, save_file
 
-from mergekern.checkpoint import Checkpoint, open_checkpoint
+from mergekern.checkpoint import open_checkpoint
+from mergekern.dtypes import BFLOAT16, FLOAT32
 from mergekern.errors import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft's and torch's own
@@ -31,11 +34,6 @@ def adapted(request, tmp_path_factory) -> Adapted:
 
 def case(name: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("adapted", [name], indirect=True)
-
-
-def whole(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    info = checkpoint.tensors[name]
-    return checkpoint.read(name, 0, info.numel, None).view(info.shape)
 
 
 @pytest.mark.parametrize("adapted", CASES, indirect=True)
@@ -59,10 +57,10 @@ def test_any_stretch_has_the_bits_of_the_whole(adapted) -> None:
     checkpoint = open_checkpoint(adapted.base, lora=adapted.adapter)
     for name, info in checkpoint.tensors.items():
         flat = whole(checkpoint, name).flatten()
-        buffer = torch.empty(info.nbytes, dtype=torch.uint8)
+        buffer = np.empty(info.nbytes, np.uint8)
         for start, stop in ((0, info.numel), (info.numel // 3, info.numel - 1), (1, 2), (2, 2)):
             length = (stop - start) * info.dtype.itemsize
-            got = checkpoint.read(name, start, stop, buffer[:length])
+            got = part(checkpoint, name, start, stop, buffer[:length])
             assert torch.equal(got, flat[start:stop])
 
 
@@ -108,9 +106,9 @@ def test_fp32_for_the_merge_and_the_bases_dtype_for_its_result(adapted, tmp_path
     made = make(tmp_path, "linear", torch.bfloat16)
     checkpoint = open_checkpoint(made.base, lora=made.adapter)
     info = checkpoint.tensors["model.layers.0.self_attn.q_proj.weight"]
-    assert (info.dtype, info.native, info.file) == (torch.float32, torch.bfloat16, "")
+    assert (info.dtype, info.native, info.file) == (FLOAT32, BFLOAT16, "")
     other = checkpoint.tensors["model.layers.0.self_attn.k_proj.weight"]
-    assert (other.dtype, other.native, other.file) == (torch.bfloat16, None, "model.safetensors")
+    assert (other.dtype, other.native, other.file) == (BFLOAT16, None, "model.safetensors")
     for name, wanted in made.merged.items():
         assert torch.allclose(whole(checkpoint, name).float(), wanted, rtol=1e-5, atol=1e-6)
 
