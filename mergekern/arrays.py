@@ -54,13 +54,17 @@ def host_view(array: Array) -> np.ndarray:
     if not array.is_contiguous() or array.device.type != HOST:
         where = f"strides {array.stride()} on {array.device}"
         raise ValueError(f"want contiguous elements in host memory, not {where}")
-    flat = array.detach().view(-1).view(to_torch(UINT8))
-    return flat.numpy().view(of_torch(array.dtype))
+    return _in_order(array.detach()).view(to_torch(UINT8)).numpy().view(of_torch(array.dtype))
 
 
 def flat(tensor: torch.Tensor) -> Array:
     """A contiguous tensor's elements, as numpy's if it is the host's."""
-    return host_view(tensor) if is_host(tensor) else tensor.view(-1)
+    return host_view(tensor) if is_host(tensor) else _in_order(tensor)
+
+
+def _in_order(contiguous: torch.Tensor) -> torch.Tensor:
+    """Its elements with stride 1, which view(-1) does not give to a single one."""
+    return contiguous.as_strided((contiguous.numel(),), (1,))
 
 
 def to_host(array: Array) -> np.ndarray:

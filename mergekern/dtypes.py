@@ -76,11 +76,19 @@ def work_dtype(dtypes: list[DType]) -> DType:
 @cache
 def of_torch(dtype: torch.dtype) -> DType:
     """The dtype of that name. Raises KeyError for one that only torch has."""
+    if only_in_torch(dtype):
+        raise KeyError(dtype_name(dtype))
+    return np.dtype(_numpy_type(dtype))
+
+
+def only_in_torch(dtype: torch.dtype) -> bool:
+    """Whether numpy has no such dtype, as for several numbers packed into one element."""
+    return _numpy_type(dtype) is None
+
+
+def _numpy_type(dtype: torch.dtype) -> type[Any] | None:
     name = dtype_name(dtype)
-    found = getattr(ml_dtypes, name, None) or getattr(np, name, None)
-    if found is None:
-        raise KeyError(name)
-    return np.dtype(found)
+    return getattr(ml_dtypes, name, None) or getattr(np, name, None)
 
 
 @cache

@@ -17,7 +17,7 @@ from mergekern.checkpoint.base import TensorInfo, listing
 from mergekern.checkpoint.contents import Contents
 from mergekern.checkpoint.files import FileState, WeightFile
 from mergekern.checkpoint.placed import Placed
-from mergekern.dtypes import of_torch
+from mergekern.dtypes import dtype_name, of_torch, only_in_torch
 from mergekern.errors import CheckpointError
 from mergekern.lazily import torch
 
@@ -131,7 +131,7 @@ def _all_plain(tensors: Collection[Any]) -> bool:
     return (
         {device.type for device in devices} <= set(DEVICES)
         and set(map(attrgetter("layout"), tensors)) == {torch.strided}
-        and not any(dtype.is_complex for dtype in dtypes)
+        and not any(dtype.is_complex or only_in_torch(dtype) for dtype in dtypes)
         and not any(map(attrgetter("is_quantized"), tensors))
         and not any(map(torch.Tensor.is_neg, tensors))
     )
@@ -156,6 +156,11 @@ def _plain(label: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
         )
     if tensor.is_quantized:
         raise CheckpointError(f"{where}: is quantised ({tensor.dtype}): dequantise it first")
+    if only_in_torch(tensor.dtype):
+        raise CheckpointError(
+            f"{where}: has dtype {dtype_name(tensor.dtype)}, which cannot be read: convert it to "
+            f"one that safetensors files hold"
+        )
     # A view may say "negate me on reading", which its bytes do not show.
     return tensor.resolve_conj().resolve_neg()
 

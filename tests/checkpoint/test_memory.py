@@ -146,6 +146,10 @@ REFUSED = {
     "key": ({3: torch.ones(1)}, "key 3 is not a tensor's name"),
     "meta": ({"w": torch.ones(1, device="meta")}, "tensor 'w': is on the meta device"),
     "sparse": ({"w": torch.ones(2, 2).to_sparse()}, "tensor 'w': is a sparse tensor, wanted"),
+    "packed": (
+        {"w": torch.ones(1, dtype=torch.uint8).view(torch.bits8)},
+        "tensor 'w': has dtype bits8, which cannot be read: convert it",
+    ),
     "subclass": ({"w": torch.ones(1).as_subclass(Subclass)}, "tensor 'w': is a Subclass, wanted"),
 }
 
