@@ -54,7 +54,8 @@ def plain(
         total = sum((x.to(work) for x in given), torch.zeros(WIDTH, dtype=work))
         rows.append((total / max(len(given), 1)).to(dtype))
     if padded_from is not None:
-        mean = torch.stack(rows[:padded_from]).double().mean(0).to(dtype)
+        real = torch.stack(rows[:padded_from]).double().numpy()
+        mean = torch.from_numpy(real.sum(0) / padded_from).to(dtype)
         rows[padded_from:] = [mean] * (len(rows) - padded_from)
     return torch.stack(rows)
 

@@ -14,8 +14,8 @@ import torch
 from reading import part, whole
 from safetensors.torch import load_file, save_file
 
-from mergekern.checkpoint import open_checkpoint
 from mergekern.arrays import address, as_tensor
+from mergekern.checkpoint import open_checkpoint
 from mergekern.dtypes import FLOAT64, SAFETENSORS, of_torch, to_torch
 from mergekern.errors import CheckpointError
 
@@ -32,7 +32,8 @@ def test_every_dtype(tmp_path, dtype) -> None:
     raw = torch.arange(48 * dtype.itemsize, dtype=torch.int32).to(torch.uint8)
     raw = raw % 2 if dtype == np.bool_ else raw
     save_file(
-        {"w": raw.view(to_torch(dtype)).view(6, 8), "odd": raw[:3].clone()}, tmp_path / "model.safetensors"
+        {"w": raw.view(to_torch(dtype)).view(6, 8), "odd": raw[:3].clone()},
+        tmp_path / "model.safetensors",
     )
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.tensors["w"].dtype == dtype
