@@ -49,11 +49,10 @@ class ReferenceBackend:
             return run(op, tile, out, self.fuse, _finite)
         rule = task_vector if op.rule == "task_vector" else linear_combination
         tile, out = tile.as_tensors(), as_tensor(out)
-        rounded = round_to(rule(op, tile), out.dtype)
-        out.copy_(rounded)
+        out.copy_(round_to(rule(op, tile), out.dtype))
         inputs = (tile.base, *tile.experts)
         bad = [i - 1 for i, x in enumerate(inputs) if x is not None and not _finite(x)]
-        return Findings(tuple(bad), overflow=not _finite(rounded))
+        return Findings(tuple(bad), overflow=not _finite(out))
 
     def speculate(
         self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: Array | None
@@ -84,18 +83,15 @@ class ReferenceBackend:
         return masks_of(pruning, _deltas(tile, pruning.work), tile.offset)
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
-        found = {}
+        found, dtypes = {}, (batch.base, *batch.experts)
         for tile in range(len(batch)):
             numel = int(batch.numel[tile])
             base, *experts = (
                 None if dtype is None else _at(int(address), numel, dtype)
-                for address, dtype in zip(
-                    batch.inputs[tile], (batch.base, *batch.experts), strict=True
-                )
+                for address, dtype in zip(batch.inputs[tile], dtypes, strict=True)
             )
-            here = Tile(
-                "", int(batch.offset[tile]), base, tuple(x for x in experts if x is not None)
-            )
+            given = tuple(x for x in experts if x is not None)
+            here = Tile("", int(batch.offset[tile]), base, given)
             out = _at(int(batch.outs[tile]), numel, batch.out)
             if batch.ranks is not None and batch.windows is not None:
                 deltas = _deltas(here, op.work)
