@@ -113,8 +113,9 @@ class LoraCheckpoint:
             return found
         if name not in self._factors:
             magnitude = _whole(self._adapter.weights, product.magnitude)
-            norms = np.sqrt(self._squares(name, found, product.transposed)).astype(FLOAT32)
-            self._factors[name] = magnitude / norms
+            norms = np.sqrt(self._squares(name, found, product.transposed))
+            with np.errstate(all="ignore"):  # what is not finite is found in what is merged
+                self._factors[name] = magnitude / norms.astype(FLOAT32)
         return replace(found, factor=self._factors[name], by_column=product.transposed)
 
     def _squares(self, name: str, low_rank: LowRank, by_column: bool) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,22 @@ def test_bits_of_dora(adapted) -> None:
     magnitude = weights[f"base_model.model.{name}.lora_magnitude_vector"]
     wanted = summed * (magnitude / squares.sqrt().float())[:, None]
     assert torch.equal(whole(checkpoint, f"{name}.weight"), wanted)
+
+
+def test_rows_without_a_length_have_no_direction(tmp_path) -> None:
+    """It is the merge that names the tensor, in its own words."""
+    (tmp_path / "adapter").mkdir()
+    save_file({"q.weight": torch.zeros(3, 2)}, tmp_path / "model.safetensors")
+    factors = {"lora_A.weight": torch.ones(1, 2), "lora_B.weight": torch.zeros(3, 1)}
+    factors["lora_magnitude_vector"] = torch.tensor([0.0, 1.0, torch.inf])
+    weights = {f"q.{name}": factor for name, factor in factors.items()}
+    save_file(weights, tmp_path / "adapter" / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "use_dora": True}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    checkpoint = open_checkpoint(tmp_path / "model.safetensors", lora=tmp_path / "adapter")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert whole(checkpoint, "q.weight").isnan().all()
 
 
 @case("linear")
