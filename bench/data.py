@@ -7,6 +7,8 @@ from itertools import cycle, islice
 import torch
 
 from mergekern import huge
+from mergekern.arrays import as_tensor
+from mergekern.dtypes import of_torch
 
 SIGMA_BASE, SIGMA_DELTA = 0.02, 3e-4
 
@@ -29,7 +31,8 @@ def base_and_experts(
 
 def on_huge_pages(tensor: torch.Tensor) -> torch.Tensor:
     """A copy whose pages the processor's address tables can hold; small ones slow every stream."""
-    return huge.empty(tensor.numel(), tensor.dtype).copy_(tensor.flatten())
+    room = huge.empty(tensor.numel(), of_torch(tensor.dtype))
+    return as_tensor(room).copy_(tensor.flatten())
 
 
 def model(

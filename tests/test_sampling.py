@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergekern.backends.choose import get_backend
+from mergekern.dtypes import FLOAT32
 from mergekern.keys import LOWER, Key, starts_of
 from mergekern.plan import Input, Step
 from mergekern.sampling import LEAST, MOST, draw, guess, sample_parts
@@ -22,7 +23,7 @@ BACKEND = get_backend("cpu")
 
 def step(name: str, numel: int) -> Step:
     model = Input(0, name)
-    return Step(name, "merge", torch.float32, (numel,), model, (Input(1, name),), (0,))
+    return Step(name, "merge", FLOAT32, (numel,), model, (Input(1, name),), (0,))
 
 
 @settings(deadline=None)
@@ -51,13 +52,13 @@ def test_a_sample_is_spread_over_all_tensors(numels: list[int], stretch: int) ->
 @pytest.mark.parametrize("share", [0.001, 0.2, 0.9, 1.0])
 def test_the_wanted_key_lies_between_the_guesses(kind: str, share: float) -> None:
     t = tile(2_000_000, [torch.bfloat16] * 2, kind, seed=3)
-    bits = BACKEND.magnitudes(t, 0, torch.float32).numpy()
+    bits = BACKEND.magnitudes(t, 0, FLOAT32)
     rank = max(1, int(share * bits.size))
     order = np.argsort(-bits, kind="stable")
     want = Key(int(bits[order[rank - 1]]), int(order[rank - 1]))
     tensors = Resident([(step("w", t.numel), t)])
-    sample = draw(BACKEND, tensors, torch.float32, [0])
-    found = guess(sample, torch.float32, {(0, LOWER): rank}, by_index=True)
+    sample = draw(BACKEND, tensors, FLOAT32, [0])
+    found = guess(sample, FLOAT32, {(0, LOWER): rank}, by_index=True)
     high, low = found[0, LOWER]
     if high == low:  # near
         assert high.magnitude == want.magnitude

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from cases import FLOATS, KINDS, LENGTHS, PHASED, bits, ops, tile, tiles, windows, work_of
+from cases import (
+    FLOATS,
+    KINDS,
+    LENGTHS,
+    PHASED,
+    assert_exact,
+    bits,
+    ops,
+    tile,
+    tiles,
+    windows,
+    work_of,
+)
 from devices import DEVICES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,6 +28,7 @@ from mergekern import _C
 from mergekern.backends import CHUNK, Bracket
 from mergekern.backends.cpu import CpuBackend, instruction_sets
 from mergekern.backends.reference import ReferenceBackend, round_to
+from mergekern.dtypes import FLOAT32, FLOAT64, of_torch
 from mergekern.fused import ExpertScalars, FusedOp, Tile, Window
 
 REFERENCE = ReferenceBackend()
@@ -68,7 +82,7 @@ def test_weights_in_common(data) -> None:
     t = tile(numel, [dtype] * data.draw(st.integers(2, 12)), kind, seed=numel)
     weight = st.sampled_from([1.0, 0.25, 2.0**-16, 2.0**-17, 2.0, 1 / 3, 0.1, -0.5, 0.0, 1e-30])
     coef, share = data.draw(weight), data.draw(weight)
-    window = data.draw(windows(t, torch.float32))
+    window = data.draw(windows(t, FLOAT32))
     keep_below = data.draw(st.sampled_from([2**32, 2**32, 1 << 31]))
     experts = [
         ExpertScalars(i, coef, coef, share, window, keep_below) for i in range(len(t.experts))
@@ -170,7 +184,7 @@ def test_unaligned_bytes(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_non_finite_inputs_are_found(dtype: torch.dtype, value: float) -> None:
-    op = FusedOp("task_vector", (ExpertScalars(0, 0.5), ExpertScalars(1, 0.5)), work=torch.float64)
+    op = FusedOp("task_vector", (ExpertScalars(0, 0.5), ExpertScalars(1, 0.5)), work=FLOAT64)
     for place in (-1, 0, 1):
         t = tile(CHUNK + 5, [dtype] * 3, "near")
         victim = t.base if place == -1 else t.experts[place]
@@ -218,12 +232,12 @@ def test_votes_and_values_that_overflow(combine) -> None:
 def test_deltas_need_a_base() -> None:
     t = Tile("w", 0, None, (torch.ones(9),))
     op = FusedOp("task_vector", (ExpertScalars(0, 1.0),))
-    tallies = [torch.zeros((BACKENDS[0].lanes, 1), dtype=torch.int64)]
+    tallies = [np.zeros((BACKENDS[0].lanes, 1), np.int64)]
     for call in (
         lambda b: b.fuse(op, t, torch.empty(9)),
         lambda b: b.masked_sums(op, t),
-        lambda b: b.magnitudes(t, 0, torch.float32),
-        lambda b: b.count(t, [Bracket(0, 0, 0, 1)], torch.float32, tallies),
+        lambda b: b.magnitudes(t, 0, FLOAT32),
+        lambda b: b.count(t, [Bracket(0, 0, 0, 1)], FLOAT32, tallies),
     ):
         with pytest.raises(ValueError, match="w: deltas need a base"):
             call(BACKENDS[0])
@@ -249,7 +263,7 @@ def test_rounding_at_every_midpoint(narrow: torch.dtype, wide: torch.dtype) -> N
     middle = (every[:-1] + every[1:]) / 2
     ends = [middle, middle.nextafter(every[1:]), middle.nextafter(every[:-1])]
     x = torch.cat([*ends, *(-m for m in ends)])
-    op = FusedOp("linear_combination", (ExpertScalars(0, 1.0),), work=wide)
+    op = FusedOp("linear_combination", (ExpertScalars(0, 1.0),), work=of_torch(wide))
     for backend in BACKENDS:
         out, _ = run(backend, op, Tile("w", 0, None, (x,)), narrow)
         assert torch.equal(bits(out), bits(round_to(x + 0.0, narrow)))
@@ -262,9 +276,8 @@ def test_reductions(data) -> None:
     op = data.draw(ops(t))
     sums, gram = REFERENCE.masked_sums(op, t), REFERENCE.gram(t, op.work)
     for backend in BACKENDS:
-        # NaN where a delta overflows; otherwise the same bits
-        torch.testing.assert_close(backend.masked_sums(op, t), sums, rtol=0, atol=0, equal_nan=True)
-        torch.testing.assert_close(backend.gram(t, op.work), gram, rtol=0, atol=0, equal_nan=True)
+        assert_exact(backend.masked_sums(op, t), sums)
+        assert_exact(backend.gram(t, op.work), gram)
 
 
 def test_threads_do_not_change_a_bit() -> None:
