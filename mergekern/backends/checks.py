@@ -56,7 +56,7 @@ def check_masks(tile: Tile, device: torch.device) -> None:
 
 
 def check_margins(op: FusedOp, tile: Tile, margins: Sequence[Margin]) -> None:
-    looked_at = 1 if tile.together else len(tile.experts)
+    looked_at = 1 if tile.spread else len(tile.experts)
     if op.rule != "task_vector" or not len(margins) == len(op.experts) == looked_at:
         raise ValueError(f"{tile.tensor}: want a task_vector op, a margin for every expert")
 

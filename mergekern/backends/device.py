@@ -66,7 +66,7 @@ class DeviceBackend:
         check_margins(op, tile, margins)
         if out is not None:
             check_out(tile, out, self.device)
-        if tile.together or wants_host(op, tile):
+        if tile.spread or wants_host(op, tile):
             seen = self._host.loops.speculate(op, on_host(tile), margins, None)
             found = Findings() if out is None else self.fuse(op, tile, out)
             return Speculation(found, seen.kept, seen.open.to(self.device))
@@ -136,7 +136,7 @@ class DeviceBackend:
 
     def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
         check_tile(tile, work, self.device)
-        if tile.together:
+        if tile.spread:
             return self._host.loops.magnitudes(on_host(tile), expert, work)
         assert tile.base is not None
         delta = tile.experts[expert].to(work) - tile.base.to(work)
@@ -149,8 +149,8 @@ class DeviceBackend:
         check_tile(tile, work, self.device)
         if [t.shape for t in tallies] != [(self.lanes, b.bins) for b in brackets]:
             raise ValueError(f"{tile.tensor}: a tally is [{self.lanes}, bins]")
-        if tile.together:
-            return self._count_together(tile, brackets, work, tallies)
+        if tile.spread:
+            return self._count_spread(tile, brackets, work, tallies)
         sizes = [b.bins for b in brackets]
         first = np.cumsum([0, *sizes])
         table = np.array(
@@ -172,7 +172,7 @@ class DeviceBackend:
             Counts(int(above[:, q].sum()), inside[:, q].contiguous()) for q in range(len(brackets))
         ]
 
-    def _count_together(
+    def _count_spread(
         self, tile: Tile, brackets: list[Bracket], work: torch.dtype, tallies: list[torch.Tensor]
     ) -> list[Counts]:
         loops = self._host.loops

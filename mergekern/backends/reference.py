@@ -286,7 +286,7 @@ def _deltas(tile: Tile, work: torch.dtype) -> list[torch.Tensor]:
 
 def _looked_at(tile: Tile, work: torch.dtype) -> list[torch.Tensor]:
     deltas = _deltas(tile, work)
-    return [variance(deltas)] if tile.together else deltas
+    return [variance(deltas)] if tile.spread else deltas
 
 
 def _scalar(value: float, op: FusedOp) -> torch.Tensor:

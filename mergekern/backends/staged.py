@@ -86,7 +86,7 @@ class StagedBackend:
         check_tile(tile, op.work, _HOST)
         if out is not None:
             check_out(tile, out, _HOST)
-        if tile.together or wants_host(op, tile):
+        if tile.spread or wants_host(op, tile):
             return self._host.speculate(op, tile, margins, out)
         marks = torch.empty(-(-tile.numel // 8), dtype=torch.uint8, device=_HOST)
         found, kept = self._run(op, batch_of(op, tile, out), windows_of(op, margins), marks)
@@ -111,7 +111,7 @@ class StagedBackend:
     def count(
         self, tile: Tile, brackets: list[Bracket], work: torch.dtype, tallies: list[torch.Tensor]
     ) -> list[Counts]:
-        if tile.together:
+        if tile.spread:
             own = [
                 torch.zeros((self._host.lanes, b.bins), dtype=torch.int64, device=_HOST)
                 for b in brackets
