@@ -10,7 +10,7 @@ import torch
 from mergekern.backends import CHUNK, Margin
 from mergekern.fused import KEEP_ALL, Batch, FusedOp, Pruning, Tile
 
-MOST_RANKS = 1 << 31  # of a row: they are counted in 31 bits
+MOST_RANKS = 1 << 31  # of a row: they are counted in 32 bits
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
