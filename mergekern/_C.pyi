@@ -93,7 +93,7 @@ class Inputs:
         experts: list[Expert],
         offset: int,
         numel: int,
-        together: bool = False,
+        spread: bool = False,
     ) -> None: ...
 
 BLOCK: int

@@ -147,10 +147,10 @@ class FusedOp:
 class Tile:
     """A run of consecutive elements of one tensor: base and experts, flat, of any float dtypes.
 
-    masks:    uint8 [ceil(numel / 8)] per expert, None for one that is not masked; element i of the
-              tile is bit i % 8 of byte i // 8. Empty where none is
-    together: what is looked at (magnitudes, counts, guesses) is the variance of all deltas, as if
-              it were the delta of one expert
+    masks:  uint8 [ceil(numel / 8)] per expert, None for one that is not masked; element i of the
+            tile is bit i % 8 of byte i // 8. Empty where none is
+    spread: what is looked at (magnitudes, counts, guesses) is the variance of all deltas, as if it
+            were the delta of one expert
     """
 
     tensor: str
@@ -158,7 +158,7 @@ class Tile:
     base: Array | None
     experts: tuple[Array, ...]
     masks: tuple[Array | None, ...] = ()
-    together: bool = False
+    spread: bool = False
 
     @property
     def numel(self) -> int:

@@ -24,7 +24,7 @@ NOTHING = Window(lo=EVERY_INDEX)
 ALL = 0  # the place of all experts together
 
 
-class Together:
+class Spread:
     """A tensor of which the variance of all experts' deltas is looked at."""
 
     def __init__(self, tensors: Tensors) -> None:
@@ -35,43 +35,43 @@ class Together:
 
     def tiles(self) -> Iterator[tuple[Step, Tile]]:
         for _, tile in self._tensors.tiles():
-            yield self.steps[0], replace(tile, together=True)
+            yield self.steps[0], replace(tile, spread=True)
 
     def parts(self, parts: Sequence[Part]) -> Iterator[tuple[Sequence[Part], Tile]]:
         (step,) = self._tensors.steps
         own = [replace(part, step=step) for part in parts]
         for group, tile in self._tensors.parts(own):
             mine = [replace(part, step=self.steps[0]) for part in group]
-            yield mine, replace(tile, together=True)
+            yield mine, replace(tile, spread=True)
 
 
 def largest_variances(backend: Backend, tensors: Tensors, fraction: float) -> Window:
     """The window of the largest variances of one tensor: int(fraction * n) of the n that are not 0,
     the first by index where they are equal."""
-    together = Together(tensors)
-    (step,) = together.steps
-    rank = int(_above_zero(backend, together) * fraction)
+    spread = Spread(tensors)
+    (step,) = spread.steps
+    rank = int(_above_zero(backend, spread) * fraction)
     if not rank:
         return NOTHING
     ranks: dict[Wanted, int] = {(ALL, LOWER): rank}
-    sample = draw(backend, together, step.work, [ALL])
+    sample = draw(backend, spread, step.work, [ALL])
     guessed = guess(sample, step.work, ranks, by_index=True)
     bets = {wanted: Bet(rank, *guessed[wanted]) for wanted in ranks}
-    trial = Trial(backend, together.steps, bets, by_index=True)
-    trial.scan(together)
-    keys = trial.verdict(together)
+    trial = Trial(backend, spread.steps, bets, by_index=True)
+    trial.scan(spread)
+    keys = trial.verdict(spread)
     if keys is None:
-        keys = keys_by_counting(backend, together, step.work, ranks, by_index=True)
+        keys = keys_by_counting(backend, spread, step.work, ranks, by_index=True)
     (window,) = windows_of(step, 0, keys, by_index=True)
     return window
 
 
-def _above_zero(backend: Backend, together: Together) -> int:
+def _above_zero(backend: Backend, spread: Spread) -> int:
     """How many variances are not 0."""
-    (step,) = together.steps
+    (step,) = spread.steps
     bracket = Bracket(ALL, 1, bound_of(step.work).bit_length() - 1, 1)
     tally = np.zeros((backend.lanes, 1), np.int64)
-    for _, tile in together.tiles():
+    for _, tile in spread.tiles():
         backend.count(tile, [bracket], step.work, [tally])
     return int(tally.sum())
 

@@ -35,7 +35,7 @@ bool common(const FusedOp& op) {
 bool has_upper_cut(const Window& w) { return w.hi <= Bits<float>::abs; }
 
 bool guesses_low_cuts(const FusedOp& op, const Tile& t, const Margin* margins) {
-  bool low = !t.together && op.trim_by == TrimBy::magnitude;
+  bool low = !t.spread && op.trim_by == TrimBy::magnitude;
   for (int k = 0; k < t.count; ++k) {
     low = low && !t.experts[k].drop && !t.experts[k].mask && !has_upper_cut(t.experts[k].window);
     low = low && !has_upper_cut(margins[k].strict) && !has_upper_cut(margins[k].wide);

@@ -11,7 +11,7 @@ from mergekern.backends import CHUNK, Margin
 from mergekern.dtypes import FLOAT64, INT64, MERGEABLE, UINT8, DType
 from mergekern.fused import KEEP_ALL, Batch, FusedOp, Pruning, Tile
 
-MOST_RANKS = 1 << 31  # of a row: they are counted in 31 bits
+MOST_RANKS = 1 << 31  # of a row: they are counted in 32 bits
 
 
 def check_tile(tile: Tile, work: DType, device: str, *, deltas: bool = True) -> None:
@@ -55,7 +55,7 @@ def check_masks(tile: Tile, device: str) -> None:
 
 
 def check_margins(op: FusedOp, tile: Tile, margins: Sequence[Margin]) -> None:
-    looked_at = 1 if tile.together else len(tile.experts)
+    looked_at = 1 if tile.spread else len(tile.experts)
     if op.rule != "task_vector" or not len(margins) == len(op.experts) == looked_at:
         raise ValueError(f"{tile.tensor}: want a task_vector op, a margin for every expert")
 

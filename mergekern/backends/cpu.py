@@ -110,7 +110,7 @@ class CpuBackend:
         found = _C.speculate(
             self._how(op.work),
             _native(op),
-            _inputs(tile, op.experts * len(tile.experts) if tile.together else op.experts),
+            _inputs(tile, op.experts * len(tile.experts) if tile.spread else op.experts),
             [(_cuts(m.strict), _cuts(m.wide)) for m in margins],
             0 if out is None else address(out),
             _C.DType.bf16 if out is None else _DTYPES[dtype_of(out)],
@@ -258,7 +258,7 @@ def _inputs(tile: Tile, scalars: tuple[ExpertScalars, ...] | None = None) -> _C.
         ],
         offset=tile.offset,
         numel=tile.numel,
-        together=tile.together,
+        spread=tile.spread,
     )
 
 

@@ -70,7 +70,7 @@ class DeviceBackend:
         check_margins(op, tile, margins)
         if out is not None:
             check_out(tile, out, self._where)
-        if tile.together or wants_host(op, tile):
+        if tile.spread or wants_host(op, tile):
             seen = self._host.loops.speculate(op, on_host(tile), margins, None)
             found = Findings() if out is None else self.fuse(op, tile, out)
             return Speculation(found, seen.kept, as_tensor(seen.open).to(self.device))
@@ -143,7 +143,7 @@ class DeviceBackend:
 
     def magnitudes(self, tile: Tile, expert: int, work: DType) -> np.ndarray:
         check_tile(tile, work, self._where)
-        if tile.together:
+        if tile.spread:
             return self._host.loops.magnitudes(on_host(tile), expert, work)
         assert tile.base is not None
         wide = to_torch(work)
@@ -157,8 +157,8 @@ class DeviceBackend:
         check_tile(tile, work, self._where)
         if [t.shape for t in tallies] != [(self.lanes, b.bins) for b in brackets]:
             raise ValueError(f"{tile.tensor}: a tally is [{self.lanes}, bins]")
-        if tile.together:
-            return self._count_together(tile, brackets, work, tallies)
+        if tile.spread:
+            return self._count_spread(tile, brackets, work, tallies)
         sizes = [b.bins for b in brackets]
         first = np.cumsum([0, *sizes])
         table = np.array(
@@ -178,7 +178,7 @@ class DeviceBackend:
             tally[0] += counted.numpy()
         return [Counts(int(above[:, q].sum()), inside[:, q].copy()) for q in range(len(brackets))]
 
-    def _count_together(
+    def _count_spread(
         self, tile: Tile, brackets: list[Bracket], work: DType, tallies: list[np.ndarray]
     ) -> list[Counts]:
         loops = self._host.loops

@@ -289,7 +289,7 @@ def _deltas(tile: Tile, work: DType) -> list[torch.Tensor]:
 
 def _looked_at(tile: Tile, work: DType) -> list[torch.Tensor]:
     deltas = _deltas(tile, work)
-    return [variance(deltas)] if tile.together else deltas
+    return [variance(deltas)] if tile.spread else deltas
 
 
 def _scalar(value: float, op: FusedOp) -> torch.Tensor:

@@ -86,7 +86,7 @@ class StagedBackend:
         check_tile(tile, op.work, HOST)
         if out is not None:
             check_out(tile, out, HOST)
-        if tile.together or wants_host(op, tile):
+        if tile.spread or wants_host(op, tile):
             return self._host.speculate(op, tile, margins, out)
         marks = np.empty(-(-tile.numel // 8), np.uint8)
         found, kept = self._run(op, batch_of(op, tile, out), windows_of(op, margins), marks)
@@ -112,7 +112,7 @@ class StagedBackend:
     def count(
         self, tile: Tile, brackets: list[Bracket], work: DType, tallies: list[np.ndarray]
     ) -> list[Counts]:
-        if tile.together:
+        if tile.spread:
             own = [np.zeros((self._host.lanes, b.bins), np.int64) for b in brackets]
             counts = self._host.count(tile, brackets, work, own)
             for tally, mine in zip(tallies, own, strict=True):

@@ -156,7 +156,7 @@ def test_threads_do_not_change_a_mask() -> None:
 @GRID
 @given(data=st.data())
 def test_looks_at_the_variance(data) -> None:
-    t = replace(data.draw(tiles(most_experts=5)), together=True)
+    t = replace(data.draw(tiles(most_experts=5)), spread=True)
     work = work_of(t)
     found = magnitude_bits(variance(deltas(t, work)))
     every = found.sort().values
