@@ -7,8 +7,6 @@ from itertools import cycle, islice
 import torch
 
 from mergekern import huge
-from mergekern.arrays import as_tensor
-from mergekern.dtypes import of_torch
 
 SIGMA_BASE, SIGMA_DELTA = 0.02, 3e-4
 
@@ -31,8 +29,9 @@ def base_and_experts(
 
 def on_huge_pages(tensor: torch.Tensor) -> torch.Tensor:
     """A copy whose pages the processor's address tables can hold; small ones slow every stream."""
-    room = huge.empty(tensor.numel(), of_torch(tensor.dtype))
-    return as_tensor(room).copy_(tensor.flatten())
+    copy = torch.empty(tensor.numel(), dtype=tensor.dtype)
+    huge.advise(copy.data_ptr(), copy.nbytes)
+    return copy.copy_(tensor.flatten())
 
 
 def model(

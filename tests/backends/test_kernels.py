@@ -15,6 +15,7 @@ from cases import (
     assert_exact,
     bits,
     ops,
+    same_bits,
     tile,
     tiles,
     windows,
@@ -25,10 +26,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mergekern import _C
+from mergekern.arrays import to_host
 from mergekern.backends import CHUNK, Bracket
 from mergekern.backends.cpu import CpuBackend, instruction_sets
 from mergekern.backends.reference import ReferenceBackend, round_to
-from mergekern.dtypes import FLOAT32, FLOAT64, of_torch
+from mergekern.dtypes import BFLOAT16, FLOAT32, FLOAT64, of_torch
 from mergekern.fused import ExpertScalars, FusedOp, Tile, Window
 
 REFERENCE = ReferenceBackend()
@@ -118,6 +120,18 @@ def test_shares_that_do_not_add_up(count: int) -> None:
     experts = tuple(ExpertScalars(i, 1.0, 1.0, 0.1) for i in range(count))
     for scale in (1.0, 0.1, 0.3, 0.6):
         assert_same(FusedOp("task_vector", experts, "mass", "mean", scale), t, torch.bfloat16)
+
+
+def test_tiles_of_numpy() -> None:
+    """Arrays and tensors are one to a backend, outputs too."""
+    t = tile(CHUNK + 77, [torch.bfloat16, torch.float32, torch.float16], "near")
+    there = replace(t, base=to_host(t.base), experts=tuple(map(to_host, t.experts)))
+    op = FusedOp("task_vector", (ExpertScalars(0, 0.5), ExpertScalars(1, 0.3)), "mass", "mean")
+    want, found = run(REFERENCE, op, t, torch.bfloat16)
+    for backend in (REFERENCE, *BACKENDS):
+        out = np.zeros(t.numel, BFLOAT16)
+        assert backend.fuse(op, there, out) == found
+        assert same_bits(out, want)
 
 
 def test_sixty_four_experts() -> None:
