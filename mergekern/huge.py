@@ -11,14 +11,18 @@ from mergekern.dtypes import DType
 
 PAGE = 2 << 20
 WORTH = 2 * PAGE  # below, no whole huge page may lie inside
+ALIGNED = 64  # a line of the cache, which no vector should straddle
 
 
-def empty(shape: int | tuple[int, ...], dtype: DType) -> np.ndarray:
-    """numpy.empty, with huge pages where the system has them; elsewhere just numpy.empty."""
-    array = np.empty(shape, dtype)
-    if array.nbytes >= WORTH:
-        advise(array.__array_interface__["data"][0], array.nbytes)
-    return array
+def empty(numel: int, dtype: DType) -> np.ndarray:
+    """numpy.empty at a multiple of ALIGNED, with huge pages where the system has them."""
+    nbytes = numel * dtype.itemsize
+    memory = np.empty(nbytes + ALIGNED, np.uint8)
+    first: int = memory.__array_interface__["data"][0]
+    skip = -first % ALIGNED
+    if nbytes >= WORTH:
+        advise(first + skip, nbytes)
+    return memory[skip : skip + nbytes].view(dtype)
 
 
 def advise(address: int, nbytes: int) -> None:
