@@ -19,7 +19,7 @@ from mergekern.machine import available_bytes, resident_bytes
 from mergekern.pieces import PIECE
 from mergekern.plan import Plan, Step
 from mergekern.sampling import most_open, sample_size
-from mergekern.sizes import format_size
+from mergekern.sizes import format_size, mib
 from mergekern.spec import Spec
 from mergekern.survey import LONGEST
 from mergekern.tiles import TILE_ALIGN, alignments
@@ -69,9 +69,8 @@ class MemoryEstimate:
     def __str__(self) -> str:
         scratch = self.scratch + self.open
         return (
-            f"{format_size(self.total)} at the peak: "
-            f"{format_size(self.runtime)} Python and libraries, "
-            f"{format_size(self.buffers)} buffers, {format_size(scratch)} scratch; "
+            f"{format_size(self.total)} at the peak: {format_size(self.runtime)} Python and "
+            f"libraries, {format_size(self.buffers)} buffers, {format_size(scratch)} scratch; "
             f"at the least {format_size(self.least)}"
         )
 
@@ -100,9 +99,9 @@ def memory_estimate(
     room = limit - runtime - scratch
     if room < least:
         raise BudgetError(
-            f"max_memory is {_mib(limit)}, wanted {_mib(runtime + scratch + least)} at the least: "
-            f"{_mib(runtime)} for Python and libraries, {_mib(scratch)} of scratch and "
-            f"{_mib(least)} of buffers for tensors of this plan"
+            f"max_memory is {mib(limit)}, wanted {mib(runtime + scratch + least)} at the least: "
+            f"{mib(runtime)} for Python and libraries, {mib(scratch)} of scratch and "
+            f"{mib(least)} of buffers for tensors of this plan"
         )
     open_ = min(max(map(_open, plans)), (room - least) // 8)
     buffers = min(room - open_, max(least, _useful(outputs, _input_itemsize(plans), tile)))
@@ -299,7 +298,3 @@ def _searches(spec: Spec) -> int:
     """Magnitudes that a trimming looks for at once: one per expert, two where gamma cuts too."""
     pairs = zip(spec.density, spec.gamma, strict=True)
     return sum(1 + (gamma > 0) for density, gamma in pairs if density < 1)
-
-
-def _mib(nbytes: int) -> str:
-    return f"{-(-nbytes // MIB)} MiB"
