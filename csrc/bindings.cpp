@@ -10,6 +10,7 @@
 
 #include "batch.h"
 #include "cpu/loops.h"
+#include "cpu/order.h"
 #include "cpu/passes.h"
 #include "philox.h"
 
@@ -156,6 +157,17 @@ void bind_operations(py::module_& m) {
       "put",
       [](int threads, DType dtype, uintptr_t from, uintptr_t index, int64_t n, uintptr_t to) {
         put(threads, dtype, pointer<void>(from), pointer<int64_t>(index), n, pointer<void>(to));
+      },
+      Released());
+  m.def(
+      "order_statistics",
+      [](int threads,
+         const std::vector<std::tuple<uintptr_t, int64_t, std::vector<int64_t>>>& arrays) {
+        std::vector<Unordered> all;
+        for (const auto& [m, n, ranks] : arrays) {
+          all.push_back(Unordered{pointer<int64_t>(m), n, ranks});
+        }
+        return order_statistics(threads, all);
       },
       Released());
   m.def(

@@ -139,6 +139,9 @@ def fuse_batch(
     by_index: bool,
 ) -> list[tuple[int, list[int], bool]]: ...
 def put(threads: int, dtype: DType, values: int, index: int, numel: int, out: int) -> None: ...
+def order_statistics(
+    threads: int, arrays: list[tuple[int, int, list[int]]]
+) -> list[list[tuple[int, int]]]: ...
 def count(
     how: How,
     inputs: Inputs,

@@ -27,8 +27,8 @@ MIB = 1 << 20
 RUNTIME_CAP = 512 * MIB  # a notebook that already holds models must not be refused for it
 TILE_BYTES = 8 * MIB  # of one input: requests of this size reach a disk's full speed
 UNITS = 4  # in flight at once: being read, in the kernel, being written
-RESIDENT = 3  # the same for tensors that are held whole, but for a few that are larger than most
-FRESH = 8  # bytes that go through a byte of buffers, or its first touch costs more than it saves
+RESIDENT = 3  # the same for tensors that are held whole, but for those larger than most
+FRESH = 8  # bytes that are to go through a byte of buffers: its first touch costs as much as a few
 PADDING = 2 * BLOCK + 64  # what aligning one buffer to its file's blocks costs at the most
 MARGIN = 24 * MIB  # threads' stacks, journal, interpreter
 
@@ -39,7 +39,6 @@ _REFERENCE_FIXED, _REFERENCE_EXPERT = 256, 24
 # What plain torch holds at once for an element of a piece, in doubles.
 FUNCTION_FIXED, FUNCTION_EXPERT = 16, 4
 PRUNING = 40  # bytes that ranking an element takes
-
 _POSITIVE = (1 << 63) - 1  # all bits of an int64 but the sign's
 
 
@@ -91,9 +90,8 @@ def memory_estimate(
     scratch = max(_scratch(plan, tile, lanes) for plan in plans)
     outputs = _outputs(plans)
     least = 2 * int(outputs.least.max(initial=PADDING))
-    limit = max_memory
-    if limit is None:
-        limit = max(runtime + available_bytes() // 4, runtime + scratch + least)
+    free = max(runtime + available_bytes() // 4, runtime + scratch + least)
+    limit = free if max_memory is None else max_memory
     room = limit - runtime - scratch
     if room < least:
         raise BudgetError(
@@ -172,29 +170,21 @@ def _inputs(plans: Sequence[Plan], rows: Sequence[np.ndarray], count: int) -> np
 def _useful(outputs: _Outputs, itemsize: float, tile: int | None) -> int:
     """What the plans can make use of: enough units in flight, or everything at once."""
     longest = tile or max(TILE_ALIGN, int(TILE_BYTES / itemsize))
-    longest = np.maximum(longest, outputs.align)
-    most = UNITS * outputs.unit(np.minimum(outputs.numel, longest), itemsize).max(initial=0)
+    tiles = outputs.unit(np.minimum(outputs.numel, np.maximum(longest, outputs.align)), itemsize)
     entire = outputs.unit(outputs.numel, itemsize)
     held = np.sort(entire[outputs.whole]) if tile is None else entire[:0]
-    largest = held.max(initial=0)
-    usual = _usual(held)
-    widest = int((outputs.inputs + outputs.outputs).max(initial=0))
-    bundled = min(UNITS * TILE_BYTES * widest, int(entire.sum()))
-    wanted = max(most, largest + (RESIDENT - 1) * usual, bundled)
+    # Half of the bytes belong to tensors that are no larger.
+    usual = held[np.searchsorted(held.cumsum(), held.sum() / 2)] if len(held) else 0
+    largest, widest = held.max(initial=0), (outputs.inputs + outputs.outputs).max(initial=0)
+    bundled = min(UNITS * TILE_BYTES * widest, entire.sum())
+    wanted = max(UNITS * tiles.max(initial=0), largest + (RESIDENT - 1) * usual, bundled)
     return int(min(wanted, max(largest, UNITS * TILE_BYTES, entire.sum() // FRESH)))
-
-
-def _usual(sizes: np.ndarray) -> int:
-    """The size that half of all bytes belong to things no larger than; `sizes`: ascending."""
-    reached = np.cumsum(sizes)
-    return int(sizes[np.searchsorted(reached, reached[-1] / 2)]) if len(sizes) else 0
 
 
 def _input_itemsize(plans: Sequence[Plan]) -> float:
     """Bytes of an input element, on average: plans know sums, headers know the rest."""
-    elements = sum(
-        int((plan.columns.numel * (plan.columns.inputs >= 0).sum(axis=1)).sum()) for plan in plans
-    )
+    columns = [plan.columns for plan in plans]
+    elements = sum(int((c.numel * (c.inputs >= 0).sum(axis=1)).sum()) for c in columns)
     return max(1.0, sum(plan.input_bytes for plan in plans) / elements) if elements else 1.0
 
 

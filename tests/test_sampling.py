@@ -11,6 +11,7 @@ from cases import tile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mergekern import _C
 from mergekern.backends.choose import get_backend
 from mergekern.keys import LOWER, Key, starts_of
 from mergekern.plan import Input, Step
@@ -45,6 +46,24 @@ def test_a_sample_is_spread_over_all_tensors(numels: list[int], stretch: int) ->
         assert min(total, LEAST) * 0.9 <= size <= MOST
         widest = max(b[0] - a[1] for a, b in pairwise([(0, 0), *places, (total, total)]))
         assert widest < total / 20
+
+
+@settings(deadline=None)
+@given(
+    size=st.sampled_from([1, 2, 63, 4096, 40_001]),
+    values=st.sampled_from([1, 2, 300, 1 << 31, (1 << 63) - 1]),
+    shift=st.sampled_from([0, 16]),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 9),
+)
+def test_order_statistics(size: int, values: int, shift: int, threads: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    arrays = [rng.integers(0, values, size, np.int64, endpoint=True) >> shift for _ in range(3)]
+    ranks = [1, size, *rng.integers(1, size, 3, endpoint=True).tolist()]
+    asked = [(bits.ctypes.data, size, ranks) for bits in arrays]
+    for bits, found in zip(arrays, _C.order_statistics(threads, asked), strict=True):
+        order = np.argsort(~bits, kind="stable")
+        assert found == [(int(bits[order[r - 1]]), int(order[r - 1])) for r in ranks]
 
 
 @pytest.mark.parametrize("kind", ["near", "equal"])
