@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -135,7 +136,7 @@ class _Run:
     first: np.ndarray
     lengths: np.ndarray
 
-    @property
+    @cached_property
     def begins(self) -> np.ndarray:
         """Where the stretches begin in the sample."""
         found: np.ndarray = np.cumsum(self.lengths) - self.lengths
@@ -143,9 +144,8 @@ class _Run:
 
     def place(self, index: int) -> int:
         """Where an element of the sample lies among all."""
-        begins = self.begins
-        stretch = int(np.searchsorted(begins, index, side="right")) - 1
-        return int(self.first[stretch] + index - begins[stretch])
+        stretch = bisect_right(self.begins, index) - 1
+        return int(self.first[stretch] + index - self.begins[stretch])
 
 
 def _join(runs: Sequence[_Run]) -> _Run:
