@@ -85,6 +85,19 @@ def test_weights_in_common(data) -> None:
     assert_same(op, t, data.draw(st.sampled_from(PHASED)))
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("votes", [[1.0], [1.0, 0.25], [0.5, 1.0, -1.0]])
+def test_ballots_apart_from_values(count: int, votes: list[float]) -> None:
+    """The heaviest value is outvoted, here and there."""
+    t = tile(3000, [torch.bfloat16] * (count + 1), "near", seed=count)
+    coefs = [0.7, 0.1, 0.2, 1.5, 0.3]
+    experts = tuple(
+        ExpertScalars(i, coefs[i], votes[i % len(votes)], coefs[i]) for i in range(count)
+    )
+    for combine in ("sum", "mean"):
+        assert_same(FusedOp("task_vector", experts, "mass", combine), t, torch.bfloat16)
+
+
 @pytest.mark.parametrize("coef", [1.0, 0.5, 2.0**-16, 2.0**-17, 2.0**-18])
 @pytest.mark.parametrize("dtype", PHASED)
 def test_products_that_underflow(coef: float, dtype: torch.dtype) -> None:
