@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from mergekern.backends import Backend, Bracket
+from mergekern.backends import Backend
 from mergekern.counting import keys_by_counting
-from mergekern.fused import EVERY_INDEX, Tile, Window
-from mergekern.keys import LOWER, Wanted, bound_of, windows_of
+from mergekern.fused import EVERY_INDEX, ExpertScalars, FusedOp, Tile, Window
+from mergekern.keys import LOWER, UPPER, windows_of
 from mergekern.plan import Step
 from mergekern.sampling import draw, guess
 from mergekern.speculation import Bet, Trial
@@ -50,30 +50,35 @@ def largest_variances(backend: Backend, tensors: Tensors, fraction: float) -> Wi
     the first by index where they are equal."""
     spread = Spread(tensors)
     (step,) = spread.steps
-    rank = int(_above_zero(backend, spread) * fraction)
-    if not rank:
-        return NOTHING
-    ranks: dict[Wanted, int] = {(ALL, LOWER): rank}
     sample = draw(backend, spread, step.work, [ALL])
-    guessed = guess(sample, step.work, ranks, by_index=True)
-    bets = {wanted: Bet(rank, *guessed[wanted]) for wanted in ranks}
-    trial = Trial(backend, spread.steps, bets, by_index=True)
-    trial.scan(spread)
+    bits, wanted = sample.runs[ALL].bits, (ALL, LOWER)
+    differ = np.count_nonzero(bits) * step.numel // max(1, bits.size)
+    found = guess(sample, step.work, {wanted: max(1, int(differ * fraction))}, by_index=True)
+    # The rank is about right. The pass finds it, and bets may be off by so little.
+    bet = Bet(0, *found[wanted])
+    trial = Trial(backend, spread.steps, {wanted: bet}, by_index=True)
+    bet.rank = int(_scan(backend, spread, trial) * fraction)
+    if not bet.rank:
+        return NOTHING
     keys = trial.verdict(spread)
     if keys is None:
+        ranks = {wanted: bet.rank}
         keys = keys_by_counting(backend, spread, step.work, ranks, by_index=True)
     (window,) = windows_of(step, 0, keys, by_index=True)
     return window
 
 
-def _above_zero(backend: Backend, spread: Spread) -> int:
-    """How many variances are not 0."""
-    (step,) = spread.steps
-    bracket = Bracket(ALL, 1, bound_of(step.work).bit_length() - 1, 1)
-    tally = np.zeros((backend.lanes, 1), np.int64)
-    for _, tile in spread.tiles():
-        backend.count(tile, [bracket], step.work, [tally])
-    return int(tally.sum())
+def _scan(backend: Backend, spread: Spread, trial: Trial) -> int:
+    """The pass of a trial. Returns how many variances are not 0: they reach an upper cut of 1."""
+    above = 0
+    for step, tile in spread.tiles():
+        (window,), (margin,) = trial.windows(step), trial.margins(step)
+        margin = replace(margin, strict=replace(margin.strict, hi=1))
+        op = FusedOp("task_vector", (ExpertScalars(ALL, 1.0, window=window),), work=step.work)
+        seen = backend.speculate(op, tile, [margin], None)
+        trial.add(step, tile, seen)
+        above += int(seen.kept[0, UPPER, 0])
+    return above
 
 
 def shares_of(energies: np.ndarray, numel: int, least: float) -> tuple[float, ...]:

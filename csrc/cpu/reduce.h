@@ -43,9 +43,25 @@ void add_products(const Work* a, const Work* b, int n, double* __restrict__ lane
 }
 
 template <typename Work>
+void add_squares(const Work* a, int n, double* __restrict__ lane) {
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int j = 0; j < kLanes; ++j) {
+      const double x = static_cast<double>(a[i + j]);
+      lane[j] = lane[j] + x * x;
+    }
+  }
+  for (int j = 0; i + j < n; ++j) {
+    const double x = static_cast<double>(a[i + j]);
+    lane[j] = lane[j] + x * x;
+  }
+}
+
+template <typename Work>
 void masked_sums(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, double* out) {
-  const Scratch<Work> scratch(3);
-  Work *base = scratch[0], *d = scratch[1], *spread = scratch[2];
+  const Scratch<Work> scratch(2);
+  Work *base = scratch[0], *d = scratch[1];
+  Spread<Work> spread;
   for (int64_t block = begin; block < end; block += kBlock) {
     const int64_t stop = end - block < kBlock ? end : block + kBlock;
     double* sums = out + block / kBlock * t.count * 2;
@@ -56,7 +72,7 @@ void masked_sums(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, d
         widen_block(t.base, t.base_dtype, at, base, n);
         delta_block<false>(t.experts[k], at, base, d, n, 0, 0);
         add_magnitudes(d, n, before);
-        if (op.trim_by == TrimBy::variance) variance_block(t, at, spread, n);
+        if (op.trim_by == TrimBy::variance) spread.look(t, at, n);
         thinned_block(op, t, k, at, base, spread, d, n);
         add_magnitudes(d, n, after);
       }
@@ -68,19 +84,20 @@ void masked_sums(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, d
 
 template <typename Work>
 void energies(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, double* out) {
-  const Scratch<Work> scratch(3);
+  const Scratch<Work> scratch(2);
   const Scratch<double> lanes((t.count * kLanes + kStep - 1) / kStep);
-  Work *base = scratch[0], *d = scratch[1], *spread = scratch[2];
+  Work *base = scratch[0], *d = scratch[1];
+  Spread<Work> spread;
   for (int64_t block = begin; block < end; block += kBlock) {
     const int64_t stop = end - block < kBlock ? end : block + kBlock;
     clear(lanes.data, t.count * kLanes);
     for (int64_t at = block; at < stop; at += kStep) {
       const int n = static_cast<int>(stop - at < kStep ? stop - at : kStep);
       widen_block(t.base, t.base_dtype, at, base, n);
-      if (op.trim_by == TrimBy::variance) variance_block(t, at, spread, n);
+      if (op.trim_by == TrimBy::variance) spread.look(t, at, n);
       for (int k = 0; k < t.count; ++k) {
         thinned_block(op, t, k, at, base, spread, d, n);
-        add_products(d, d, n, lanes.data + k * kLanes);
+        add_squares(d, n, lanes.data + k * kLanes);
       }
     }
     for (int k = 0; k < t.count; ++k) {

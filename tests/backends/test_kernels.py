@@ -84,10 +84,11 @@ def test_weights_in_common(data) -> None:
     t = tile(numel, [dtype] * data.draw(st.integers(2, 12)), kind, seed=numel)
     weight = st.sampled_from([1.0, 0.25, 2.0**-16, 2.0**-17, 2.0, 1 / 3, 0.1, -0.5, 0.0, 1e-30])
     coef, share = data.draw(weight), data.draw(weight)
+    vote = data.draw(st.one_of(st.just(coef), weight))
     window = data.draw(windows(t, FLOAT32))
     keep_below = data.draw(st.sampled_from([2**32, 2**32, 1 << 31]))
     experts = [
-        ExpertScalars(i, coef, coef, share, window, keep_below) for i in range(len(t.experts))
+        ExpertScalars(i, coef, vote, share, window, keep_below) for i in range(len(t.experts))
     ]
     if data.draw(st.booleans()):
         experts[-1] = replace(experts[-1], coef=1.5, vote=1.5, share=0.7)
@@ -100,6 +101,19 @@ def test_weights_in_common(data) -> None:
     assert_same(op, t, data.draw(st.sampled_from(PHASED)))
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("votes", [[1.0], [1.0, 0.25], [0.5, 1.0, -1.0]])
+def test_ballots_apart_from_values(count: int, votes: list[float]) -> None:
+    """The heaviest value is outvoted, here and there."""
+    t = tile(3000, [torch.bfloat16] * (count + 1), "near", seed=count)
+    coefs = [0.7, 0.1, 0.2, 1.5, 0.3]
+    experts = tuple(
+        ExpertScalars(i, coefs[i], votes[i % len(votes)], coefs[i]) for i in range(count)
+    )
+    for combine in ("sum", "mean"):
+        assert_same(FusedOp("task_vector", experts, "mass", combine), t, torch.bfloat16)
+
+
 @pytest.mark.parametrize("coef", [1.0, 0.5, 2.0**-16, 2.0**-17, 2.0**-18])
 @pytest.mark.parametrize("dtype", PHASED)
 def test_products_that_underflow(coef: float, dtype: torch.dtype) -> None:
@@ -107,9 +121,10 @@ def test_products_that_underflow(coef: float, dtype: torch.dtype) -> None:
     it."""
     t = tile(4000, [dtype] * 4, "denormal", seed=5)
     for combine in ("sum", "mean"):
-        experts = tuple(ExpertScalars(i, coef, coef, coef) for i in range(3))
-        op = FusedOp("task_vector", experts, "mass", combine, scale=2.0**30)
-        assert_same(op, t, dtype)
+        for pair in ((coef, coef), (coef, 1.0), (1.0, coef)):
+            experts = tuple(ExpertScalars(i, *pair, coef) for i in range(3))
+            op = FusedOp("task_vector", experts, "mass", combine, scale=2.0**30)
+            assert_same(op, t, dtype)
 
 
 @pytest.mark.parametrize("count", [3, 6, 10])
@@ -233,14 +248,16 @@ def test_overflow_of_the_output_is_found() -> None:
 
 
 @pytest.mark.parametrize("combine", ["sum", "mean", "max"])
-def test_votes_and_values_that_overflow(combine) -> None:
+@pytest.mark.parametrize("dtype", PHASED)
+def test_votes_and_values_that_overflow(combine, dtype: torch.dtype) -> None:
     """Ballots of +Inf and -Inf have no sum; an infinite delta without weight is no number."""
-    base = torch.tensor([0.0, 0.0, -3e38, 0.0])
-    tall, deep = torch.tensor([1e38, 1.0, 3e38, 1e38]), torch.tensor([-1e38, 1.0, -3e38, 1.0])
+    base = torch.tensor([0.0, 0.0, -3e38, 0.0]).to(dtype)
+    tall = torch.tensor([1e38, 1.0, 3e38, 1e38]).to(dtype)
+    deep = torch.tensor([-1e38, 1.0, -3e38, 1.0]).to(dtype)
     for coef in (0.1, 0.0):
         experts = (ExpertScalars(0, coef, vote=100.0), ExpertScalars(1, 0.1, vote=100.0))
         op = FusedOp("task_vector", experts, "mass", combine)
-        assert_same(op, Tile("w", 0, base, (tall, deep)), torch.float32)
+        assert_same(op, Tile("w", 0, base, (tall, deep)), dtype)
 
 
 def test_deltas_need_a_base() -> None:
