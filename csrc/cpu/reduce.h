@@ -43,21 +43,6 @@ void add_products(const Work* a, const Work* b, int n, double* __restrict__ lane
 }
 
 template <typename Work>
-void add_squares(const Work* a, int n, double* __restrict__ lane) {
-  int i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int j = 0; j < kLanes; ++j) {
-      const double x = static_cast<double>(a[i + j]);
-      lane[j] = lane[j] + x * x;
-    }
-  }
-  for (int j = 0; i + j < n; ++j) {
-    const double x = static_cast<double>(a[i + j]);
-    lane[j] = lane[j] + x * x;
-  }
-}
-
-template <typename Work>
 void masked_sums(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, double* out) {
   const Scratch<Work> scratch(2);
   Work *base = scratch[0], *d = scratch[1];
@@ -97,7 +82,7 @@ void energies(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, doub
       if (op.trim_by == TrimBy::variance) spread.look(t, at, n);
       for (int k = 0; k < t.count; ++k) {
         thinned_block(op, t, k, at, base, spread, d, n);
-        add_squares(d, n, lanes.data + k * kLanes);
+        add_products(d, d, n, lanes.data + k * kLanes);
       }
     }
     for (int k = 0; k < t.count; ++k) {
