@@ -29,7 +29,9 @@ def base_and_experts(
 
 def on_huge_pages(tensor: torch.Tensor) -> torch.Tensor:
     """A copy whose pages the processor's address tables can hold; small ones slow every stream."""
-    return huge.empty(tensor.numel(), tensor.dtype).copy_(tensor.flatten())
+    copy = torch.empty(tensor.numel(), dtype=tensor.dtype)
+    huge.advise(copy.data_ptr(), copy.nbytes)
+    return copy.copy_(tensor.flatten())
 
 
 def model(

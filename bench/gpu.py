@@ -138,7 +138,7 @@ def figures(kind: str, numel: int) -> list[Row]:
 
 def fused_and_selected(kind: str, numel: int, copy: Work, copied: int) -> list[Row]:
     """Each against a copy that moves as many bytes."""
-    backend = get_backend(kind, held=DEVICE)
+    backend = get_backend(kind, held=str(DEVICE))
     base, tuned = base_and_experts(numel, EXPERTS)
     tile, out = Tile("w", 0, base, tuple(tuned)), torch.empty_like(base)
     read = base.nbytes * (EXPERTS + 1)

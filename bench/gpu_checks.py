@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import mergekern
 from mergekern.backends.choose import get_backend
+from mergekern.dtypes import FLOAT32
 from mergekern.fused import Tile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,7 +130,7 @@ def sanitizer(kinds: list[str]) -> str:
 
 def touch_everything() -> None:
     """Every kind of launch once, over lengths that end within a block."""
-    backend = get_backend("cuda", device=DEVICE.type, held=DEVICE)
+    backend = get_backend("cuda", device=DEVICE.type, held=str(DEVICE))
     for numel in (1, 2047, 70_001):
         for experts in (1, 4, 9):
             base, tuned = base_and_experts(numel, experts)
@@ -139,7 +140,7 @@ def touch_everything() -> None:
                 backend.fuse(op, tile, out)
             backend.fuse_batch(*ranked(tile, out))
             backend.masked_sums(dare_op(experts, "none"), tile)
-            backend.gram(tile, torch.float32)
+            backend.gram(tile, FLOAT32)
     torch.cuda.synchronize()
 
 

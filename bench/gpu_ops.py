@@ -7,6 +7,7 @@ import torch
 from parts.fused import ties_op
 from settings import DENSITY
 
+from mergekern.arrays import dtype_of
 from mergekern.fused import Batch, ExpertScalars, FusedOp, Tile
 
 
@@ -34,9 +35,9 @@ def ranked(tile: Tile, out: torch.Tensor) -> tuple[FusedOp, Batch]:
     experts = len(tile.experts)
     ranks = np.array([[(max(1, int(DENSITY * tile.numel)), 0)] * experts], np.int64)
     batch = Batch(
-        base=tile.base.dtype,
-        experts=tuple(x.dtype for x in tile.experts),
-        out=out.dtype,
+        base=dtype_of(tile.base),
+        experts=tuple(dtype_of(x) for x in tile.experts),
+        out=dtype_of(out),
         inputs=np.array([[x.data_ptr() for x in inputs]], np.uint64),
         outs=np.array([out.data_ptr()], np.uint64),
         offset=np.zeros(1, np.int64),

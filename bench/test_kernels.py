@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,7 @@ from floor import floor_seconds
 from mergekern.backends import Bracket
 from mergekern.backends.cpu import CpuBackend, available_cores
 from mergekern.backends.reference import ReferenceBackend, magnitude_bits
+from mergekern.dtypes import FLOAT32
 from mergekern.fused import ExpertScalars, FusedOp, Tile, Window
 
 NUMEL = 20_000_000
@@ -106,16 +108,16 @@ def test_count(benchmark, width: int, threads: int) -> None:
     tile, backend = tile_of(experts), CpuBackend(threads)
     low = threshold(tile) - width // 2
     brackets = [Bracket(expert, low, 0, width) for expert in range(experts)]
-    tallies = [torch.zeros((threads, width), dtype=torch.int64) for _ in brackets]
-    wanted = [torch.zeros((1, width), dtype=torch.int64) for _ in brackets]
-    want = ReferenceBackend().count(head_of(tile), brackets, torch.float32, wanted)
-    got = backend.count(head_of(tile), brackets, torch.float32, tallies)
+    tallies = [np.zeros((threads, width), np.int64) for _ in brackets]
+    wanted = [np.zeros((1, width), np.int64) for _ in brackets]
+    want = ReferenceBackend().count(head_of(tile), brackets, FLOAT32, wanted)
+    got = backend.count(head_of(tile), brackets, FLOAT32, tallies)
     assert [c.above for c in got] == [c.above for c in want]
-    assert all(torch.equal(t.sum(0), w.sum(0)) for t, w in zip(tallies, wanted, strict=True))
+    assert all(np.array_equal(t.sum(0), w.sum(0)) for t, w in zip(tallies, wanted, strict=True))
     out = on_huge_pages(tile.base)
     against_floor(
         benchmark,
-        lambda: backend.count(tile, brackets, torch.float32, tallies),
+        lambda: backend.count(tile, brackets, FLOAT32, tallies),
         lambda: floor_seconds([tile.base, *tile.experts], out, threads),
         2 * NUMEL * (experts + 1),
     )

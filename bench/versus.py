@@ -171,7 +171,7 @@ def make(folder: Path, layers: int) -> None:
 
 
 def known() -> set[str]:
-    """Methods that mergekern has; asked in a process of its own, for it loads torch."""
+    """Methods that mergekern has; asked in a process of its own: this one stays small."""
     code = "import mergekern; print(*(m.name for m in mergekern.methods()))"
     told = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True

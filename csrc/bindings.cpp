@@ -6,10 +6,12 @@
 #include <array>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "batch.h"
 #include "cpu/loops.h"
+#include "cpu/order.h"
 #include "cpu/passes.h"
 #include "philox.h"
 
@@ -17,21 +19,6 @@ namespace py = pybind11;
 using namespace mergekern;
 
 namespace {
-
-// Experts and their tile; the tile points into the vector.
-struct Inputs {
-  std::vector<Expert> experts;
-  Tile tile;
-
-  Inputs(uintptr_t base, DType base_dtype, std::vector<Expert> list, int64_t offset, int64_t numel,
-         bool together)
-      : experts(std::move(list)),
-        tile{at(base), base_dtype, experts.data(), static_cast<int32_t>(experts.size()),
-             offset,   numel,      together} {}
-  Inputs(const Inputs&) = delete;
-
-  static const void* at(uintptr_t address) { return reinterpret_cast<const void*>(address); }
-};
 
 template <typename T>
 T* pointer(uintptr_t address) {
@@ -45,6 +32,20 @@ std::vector<T*> pointers(const std::vector<uintptr_t>& addresses) {
   return list;
 }
 
+// Experts and their tile; the tile points into the vector.
+struct Inputs {
+  std::vector<Expert> experts;
+  Tile tile;
+
+  Inputs(uintptr_t base, DType base_dtype, std::vector<Expert> list, int64_t offset, int64_t numel,
+         bool spread)
+      : experts(std::move(list)) {
+    const auto count = static_cast<int32_t>(experts.size());
+    tile = {pointer<void>(base), base_dtype, experts.data(), count, offset, numel, spread};
+  }
+  Inputs(const Inputs&) = delete;
+};
+
 using Cuts = std::tuple<uint64_t, int64_t, uint64_t, int64_t>;
 
 Window make_window(const Cuts& cuts) {
@@ -57,20 +58,19 @@ std::vector<std::tuple<int64_t, std::vector<int>, bool>> run_batch(
     const How& how, const FusedOp& op, const std::vector<Expert>& experts, DType base_dtype,
     DType out_dtype, int64_t count, const std::array<uintptr_t, 7>& columns, bool by_index) {
   const Batch batch{count,
-                    reinterpret_cast<const uint64_t*>(columns[0]),
-                    reinterpret_cast<const uint64_t*>(columns[1]),
-                    reinterpret_cast<const int64_t*>(columns[2]),
-                    reinterpret_cast<const int64_t*>(columns[3]),
-                    reinterpret_cast<const uint32_t*>(columns[4]),
-                    reinterpret_cast<int64_t*>(columns[5]),
-                    reinterpret_cast<const int64_t*>(columns[6]),
+                    pointer<uint64_t>(columns[0]),
+                    pointer<uint64_t>(columns[1]),
+                    pointer<int64_t>(columns[2]),
+                    pointer<int64_t>(columns[3]),
+                    pointer<uint32_t>(columns[4]),
+                    pointer<int64_t>(columns[5]),
+                    pointer<int64_t>(columns[6]),
                     by_index};
-  const Loops& table = loops(how.isa.c_str());
-  std::vector<TileFindings> found;
-  {
+  const std::vector<TileFindings> found = [&] {
     py::gil_scoped_release release;
-    found = fuse_batch(table, how.threads, how.wide, op, experts, base_dtype, out_dtype, batch);
-  }
+    return fuse_batch(loops(how.isa.c_str()), how.threads, how.wide, op, experts, base_dtype,
+                      out_dtype, batch);
+  }();
   std::vector<std::tuple<int64_t, std::vector<int>, bool>> listed;
   for (const TileFindings& one : found) {
     std::vector<int> inputs;
@@ -84,8 +84,7 @@ std::vector<std::tuple<int64_t, std::vector<int>, bool>> run_batch(
 
 std::vector<std::string> names_of_instruction_sets() {
   const char* names[8];
-  const int n = instruction_sets(names);
-  return std::vector<std::string>(names, names + n);
+  return {names, names + instruction_sets(names)};
 }
 
 Expert make_expert(uintptr_t data, DType dtype, uint32_t index, double coef, double vote,
@@ -105,165 +104,13 @@ Expert make_expert(uintptr_t data, DType dtype, uint32_t index, double coef, dou
   return e;
 }
 
-void bind_operations(py::module_& m) {
-  using Released = py::call_guard<py::gil_scoped_release>;
-  m.def(
-      "fuse",
-      [](const How& how, const FusedOp& op, const Inputs& inputs, uintptr_t out, DType dtype) {
-        return fuse(how, op, inputs.tile, pointer<void>(out), dtype);
-      },
-      Released());
-  m.def(
-      "elementwise",
-      [](const How& how, const Elementwise& f, const Inputs& inputs, uintptr_t out, DType dtype) {
-        return elementwise(how, f, inputs.tile, pointer<void>(out), dtype);
-      },
-      Released());
-  m.def(
-      "overlaps",
-      [](const How& how, const Inputs& inputs, double epsilon) {
-        return overlaps(how, inputs.tile, epsilon);
-      },
-      Released());
-  m.def(
-      "speculate",
-      [](const How& how, const FusedOp& op, const Inputs& inputs,
-         const std::vector<std::pair<Cuts, Cuts>>& strict_and_wide, uintptr_t out, DType dtype,
-         uintptr_t kept, uintptr_t open) {
-        std::vector<Margin> margins;
-        for (const auto& [strict, wide] : strict_and_wide) {
-          margins.push_back(Margin{make_window(strict), make_window(wide)});
-        }
-        return speculate(how, op, inputs.tile, margins.data(), pointer<void>(out), dtype,
-                         pointer<int64_t>(kept), pointer<uint8_t>(open));
-      },
-      Released());
-  m.def(
-      "open_starts",
-      [](int threads, uintptr_t open, int64_t numel) {
-        return open_starts(threads, pointer<uint8_t>(open), numel);
-      },
-      Released());
-  m.def(
-      "compact",
-      [](int threads, const Inputs& inputs, uintptr_t open, const std::vector<int64_t>& starts,
-         uintptr_t index, uintptr_t base, const std::vector<uintptr_t>& experts) {
-        compact(threads, inputs.tile, pointer<uint8_t>(open), starts.data(),
-                pointer<int64_t>(index), pointer<void>(base), pointers<void>(experts).data());
-      },
-      Released());
-  m.def(
-      "count",
-      [](const How& how, const Inputs& inputs, const std::vector<Bracket>& brackets,
-         const std::vector<uintptr_t>& tallies, const std::vector<uintptr_t>& chunks) {
-        return count(how, inputs.tile, brackets, pointers<int64_t>(tallies),
-                     pointers<int64_t>(chunks));
-      },
-      Released());
-  m.def(
-      "masked_sums",
-      [](const How& how, const FusedOp& op, const Inputs& inputs, uintptr_t out) {
-        masked_sums(how, op, inputs.tile, pointer<double>(out));
-      },
-      Released());
-  m.def(
-      "energies",
-      [](const How& how, const FusedOp& op, const Inputs& inputs, uintptr_t out) {
-        energies(how, op, inputs.tile, pointer<double>(out));
-      },
-      Released());
-  m.def(
-      "prune",
-      [](const How& how, const Pruning& rows, const std::vector<Odds>& odds, const Inputs& inputs,
-         const std::vector<uintptr_t>& masks) {
-        prune(how, rows, odds, inputs.tile, pointers<uint8_t>(masks));
-      },
-      Released());
-  m.def(
-      "gram",
-      [](const How& how, const Inputs& inputs, uintptr_t out) {
-        gram(how, inputs.tile, pointer<double>(out));
-      },
-      Released());
-  m.def(
-      "magnitudes",
-      [](const How& how, const Inputs& inputs, int expert, uintptr_t out) {
-        magnitudes(how, inputs.tile, expert, pointer<int64_t>(out));
-      },
-      Released());
-  m.def(
-      "all_finite",
-      [](uintptr_t data, DType dtype, int64_t numel, int threads) {
-        return all_finite(threads, pointer<void>(data), dtype, numel);
-      },
-      Released());
+// A function of the module that lets other threads run Python meanwhile.
+template <typename F>
+void released(py::module_& m, const char* name, F&& f) {
+  m.def(name, std::forward<F>(f), py::call_guard<py::gil_scoped_release>());
 }
 
-void bind_lowrank(py::module_& m) {
-  using Released = py::call_guard<py::gil_scoped_release>;
-  py::class_<LowRank>(m, "LowRank")
-      .def(py::init([](uintptr_t left, uintptr_t right, uintptr_t factor, bool by_column,
-                       int64_t rows, int64_t columns, int32_t rank, float scale) {
-             return LowRank{pointer<float>(left),
-                            pointer<float>(right),
-                            pointer<float>(factor),
-                            by_column,
-                            rows,
-                            columns,
-                            rank,
-                            scale};
-           }),
-           py::kw_only(), py::arg("left"), py::arg("right"), py::arg("factor"),
-           py::arg("by_column"), py::arg("rows"), py::arg("columns"), py::arg("rank"),
-           py::arg("scale"));
-  m.def(
-      "add_lowrank",
-      [](const std::string& isa, const LowRank& x, uintptr_t weight, DType dtype, int64_t begin,
-         int64_t end, uintptr_t out) {
-        loops(isa.c_str())
-            .add_lowrank(x, pointer<void>(weight), dtype, begin, end, pointer<float>(out));
-      },
-      Released());
-  m.def(
-      "sum_squares",
-      [](const std::string& isa, uintptr_t x, int64_t rows, int64_t columns, bool by_column,
-         uintptr_t sums) {
-        loops(isa.c_str())
-            .sum_squares(pointer<float>(x), rows, columns, by_column, pointer<double>(sums));
-      },
-      Released());
-}
-
-void bind_elementary(py::module_& m) {
-  using Released = py::call_guard<py::gil_scoped_release>;
-  m.def(
-      "exp",
-      [](const std::string& isa, uintptr_t x, int64_t n, uintptr_t out) {
-        loops(isa.c_str()).exp(pointer<double>(x), n, pointer<double>(out));
-      },
-      Released());
-  m.def(
-      "log",
-      [](const std::string& isa, uintptr_t x, int64_t n, uintptr_t out) {
-        loops(isa.c_str()).log(pointer<double>(x), n, pointer<double>(out));
-      },
-      Released());
-  m.def(
-      "total",
-      [](const std::string& isa, uintptr_t x, int64_t rows, int64_t length, uintptr_t out) {
-        std::vector<double> half(static_cast<size_t>(length / 2 + 1));
-        loops(isa.c_str())
-            .total(pointer<double>(x), rows, length, half.data(), pointer<double>(out));
-      },
-      Released());
-}
-
-}  // namespace
-
-PYBIND11_MODULE(_C, m) {
-  m.doc() = "The compiled kernels; mergekern.backends.cpu is their face.";
-  m.attr("BLOCK") = kBlock;
-  m.attr("CHUNK") = kChunk;
+void bind_enums(py::module_& m) {
   py::enum_<DType>(m, "DType")
       .value("f64", DType::f64)
       .value("f32", DType::f32)
@@ -283,72 +130,185 @@ PYBIND11_MODULE(_C, m) {
       .value("sum", Combine::sum)
       .value("mean", Combine::mean)
       .value("max", Combine::max);
-  py::class_<Expert>(m, "Expert")
-      .def(py::init(&make_expert), py::kw_only(), py::arg("data"), py::arg("dtype"),
-           py::arg("index"), py::arg("coef"), py::arg("vote"), py::arg("share"), py::arg("window"),
-           py::arg("keep_below"), py::arg("mask") = 0);
-  py::class_<FusedOp>(m, "FusedOp")
-      .def(py::init([](Rule rule, Elect elect, Combine combine, double scale, double divisor,
-                       uint64_t seed, uint32_t name_hash, bool ballots_are_values, TrimBy trim_by,
-                       double least) {
-             return FusedOp{rule,    elect, combine,   scale,
-                            divisor, seed,  name_hash, ballots_are_values,
-                            trim_by, least};
-           }),
-           py::kw_only(), py::arg("rule"), py::arg("elect"), py::arg("combine"), py::arg("scale"),
-           py::arg("divisor"), py::arg("seed"), py::arg("name_hash"), py::arg("ballots_are_values"),
-           py::arg("trim_by") = TrimBy::magnitude, py::arg("least") = 0.0);
   py::enum_<Formula>(m, "Formula")
       .value("near_swap", Formula::near_swap)
       .value("overlap_mean", Formula::overlap_mean)
       .value("importance", Formula::importance)
       .value("fusion", Formula::fusion);
+}
+
+// The constructor of a plain struct from its fields, in order.
+template <typename T, typename... Fields>
+auto fields() {
+  return py::init([](Fields... values) { return T{std::move(values)...}; });
+}
+
+void bind_structs(py::module_& m) {
+  py::class_<Expert>(m, "Expert")
+      .def(py::init(&make_expert), py::kw_only(), py::arg("data"), py::arg("dtype"),
+           py::arg("index"), py::arg("coef"), py::arg("vote"), py::arg("share"), py::arg("window"),
+           py::arg("keep_below"), py::arg("mask") = 0);
+  py::class_<FusedOp>(m, "FusedOp")
+      .def(fields<FusedOp, Rule, Elect, Combine, double, double, uint64_t, uint32_t, bool, TrimBy,
+                  double>(),
+           py::kw_only(), py::arg("rule"), py::arg("elect"), py::arg("combine"), py::arg("scale"),
+           py::arg("divisor"), py::arg("seed"), py::arg("name_hash"), py::arg("ballots_are_values"),
+           py::arg("trim_by") = TrimBy::magnitude, py::arg("least") = 0.0);
   py::class_<Elementwise>(m, "Elementwise")
       .def(py::init([](Formula formula, double t, double epsilon, uintptr_t rows, int64_t width) {
              return Elementwise{formula, t, epsilon, pointer<double>(rows), width};
            }),
            py::kw_only(), py::arg("formula"), py::arg("t") = 0.0, py::arg("epsilon") = 0.0,
            py::arg("rows") = 0, py::arg("width") = 0);
-  py::class_<Odds>(m, "Odds").def(py::init([](uint32_t index, uint64_t smallest, uint64_t largest) {
-                                    return Odds{index, smallest, largest};
-                                  }),
-                                  py::kw_only(), py::arg("index"), py::arg("smallest"),
-                                  py::arg("largest"));
+  py::class_<Odds>(m, "Odds").def(fields<Odds, uint32_t, uint64_t, uint64_t>(), py::kw_only(),
+                                  py::arg("index"), py::arg("smallest"), py::arg("largest"));
   py::class_<Pruning>(m, "Pruning")
-      .def(py::init([](int64_t length, int64_t stride, uint64_t seed, uint32_t name_hash) {
-             return Pruning{length, stride, seed, name_hash};
-           }),
-           py::kw_only(), py::arg("length"), py::arg("stride"), py::arg("seed"),
-           py::arg("name_hash"));
+      .def(fields<Pruning, int64_t, int64_t, uint64_t, uint32_t>(), py::kw_only(),
+           py::arg("length"), py::arg("stride"), py::arg("seed"), py::arg("name_hash"));
   py::class_<Bracket>(m, "Bracket")
-      .def(py::init([](int32_t expert, uint64_t low, uint32_t shift, uint64_t bins) {
-             return Bracket{expert, low, shift, bins};
-           }),
-           py::kw_only(), py::arg("expert"), py::arg("low"), py::arg("shift"), py::arg("bins"));
-  py::class_<How>(m, "How").def(py::init([](std::string isa, int threads, bool wide) {
-                                  return How{std::move(isa), threads, wide};
-                                }),
-                                py::kw_only(), py::arg("isa"), py::arg("threads"), py::arg("wide"));
+      .def(fields<Bracket, int32_t, uint64_t, uint32_t, uint64_t>(), py::kw_only(),
+           py::arg("expert"), py::arg("low"), py::arg("shift"), py::arg("bins"));
+  py::class_<How>(m, "How").def(fields<How, std::string, int, bool>(), py::kw_only(),
+                                py::arg("isa"), py::arg("threads"), py::arg("wide"));
   py::class_<Inputs>(m, "Inputs")
       .def(py::init<uintptr_t, DType, std::vector<Expert>, int64_t, int64_t, bool>(), py::kw_only(),
            py::arg("base"), py::arg("base_dtype"), py::arg("experts"), py::arg("offset"),
-           py::arg("numel"), py::arg("together") = false);
+           py::arg("numel"), py::arg("spread") = false);
   py::class_<Found>(m, "Found")
       .def_readonly("non_finite", &Found::non_finite)
       .def_readonly("overflow", &Found::overflow);
+}
+
+void bind_operations(py::module_& m) {
+  released(m, "fuse",
+           [](const How& how, const FusedOp& op, const Inputs& inputs, uintptr_t out, DType dtype) {
+             return fuse(how, op, inputs.tile, pointer<void>(out), dtype);
+           });
+  released(m, "elementwise",
+           [](const How& how, const Elementwise& f, const Inputs& inputs, uintptr_t out,
+              DType dtype) { return elementwise(how, f, inputs.tile, pointer<void>(out), dtype); });
+  released(m, "overlaps", [](const How& how, const Inputs& inputs, double epsilon) {
+    return overlaps(how, inputs.tile, epsilon);
+  });
+  released(m, "speculate",
+           [](const How& how, const FusedOp& op, const Inputs& inputs,
+              const std::vector<std::pair<Cuts, Cuts>>& strict_and_wide, uintptr_t out, DType dtype,
+              uintptr_t kept, uintptr_t open) {
+             std::vector<Margin> margins;
+             for (const auto& [strict, wide] : strict_and_wide) {
+               margins.push_back(Margin{make_window(strict), make_window(wide)});
+             }
+             return speculate(how, op, inputs.tile, margins.data(), pointer<void>(out), dtype,
+                              pointer<int64_t>(kept), pointer<uint8_t>(open));
+           });
+  released(m, "open_starts", [](int threads, uintptr_t open, int64_t numel) {
+    return open_starts(threads, pointer<uint8_t>(open), numel);
+  });
+  released(m, "compact",
+           [](int threads, const Inputs& inputs, uintptr_t open, const std::vector<int64_t>& starts,
+              uintptr_t index, uintptr_t base, const std::vector<uintptr_t>& experts) {
+             compact(threads, inputs.tile, pointer<uint8_t>(open), starts.data(),
+                     pointer<int64_t>(index), pointer<void>(base), pointers<void>(experts).data());
+           });
+  released(m, "put",
+           [](int threads, DType dtype, uintptr_t from, uintptr_t index, int64_t n, uintptr_t to) {
+             put(threads, dtype, pointer<void>(from), pointer<int64_t>(index), n,
+                 pointer<void>(to));
+           });
+  released(m, "order_statistics",
+           [](int threads,
+              const std::vector<std::tuple<uintptr_t, int64_t, std::vector<int64_t>>>& arrays) {
+             std::vector<Unordered> all;
+             for (const auto& [m, n, ranks] : arrays) {
+               all.push_back(Unordered{pointer<int64_t>(m), n, ranks});
+             }
+             return order_statistics(threads, all);
+           });
+  released(m, "count",
+           [](const How& how, const Inputs& inputs, const std::vector<Bracket>& brackets,
+              const std::vector<uintptr_t>& tallies, const std::vector<uintptr_t>& chunks) {
+             return count(how, inputs.tile, brackets, pointers<int64_t>(tallies),
+                          pointers<int64_t>(chunks));
+           });
+  released(m, "masked_sums",
+           [](const How& how, const FusedOp& op, const Inputs& inputs, uintptr_t out) {
+             masked_sums(how, op, inputs.tile, pointer<double>(out));
+           });
+  released(m, "energies",
+           [](const How& how, const FusedOp& op, const Inputs& inputs, uintptr_t out) {
+             energies(how, op, inputs.tile, pointer<double>(out));
+           });
+  released(m, "prune",
+           [](const How& how, const Pruning& rows, const std::vector<Odds>& odds,
+              const Inputs& inputs, const std::vector<uintptr_t>& masks) {
+             prune(how, rows, odds, inputs.tile, pointers<uint8_t>(masks));
+           });
+  released(m, "gram", [](const How& how, const Inputs& inputs, uintptr_t out) {
+    gram(how, inputs.tile, pointer<double>(out));
+  });
+  released(m, "magnitudes", [](const How& how, const Inputs& inputs, int expert, uintptr_t out) {
+    magnitudes(how, inputs.tile, expert, pointer<int64_t>(out));
+  });
+  released(m, "all_finite", [](uintptr_t data, DType dtype, int64_t numel, int threads) {
+    return all_finite(threads, pointer<void>(data), dtype, numel);
+  });
+}
+
+void bind_lowrank(py::module_& m) {
+  py::class_<LowRank>(m, "LowRank")
+      .def(py::init([](uintptr_t left, uintptr_t right, uintptr_t factor, bool by_column,
+                       int64_t rows, int64_t columns, int32_t rank, float scale) {
+             const float *l = pointer<float>(left), *r = pointer<float>(right);
+             return LowRank{l, r, pointer<float>(factor), by_column, rows, columns, rank, scale};
+           }),
+           py::kw_only(), py::arg("left"), py::arg("right"), py::arg("factor"),
+           py::arg("by_column"), py::arg("rows"), py::arg("columns"), py::arg("rank"),
+           py::arg("scale"));
+  released(m, "add_lowrank",
+           [](const std::string& isa, const LowRank& x, uintptr_t weight, DType dtype,
+              int64_t begin, int64_t end, uintptr_t out) {
+             loops(isa.c_str())
+                 .add_lowrank(x, pointer<void>(weight), dtype, begin, end, pointer<float>(out));
+           });
+  released(m, "sum_squares",
+           [](const std::string& isa, uintptr_t x, int64_t rows, int64_t columns, bool by_column,
+              uintptr_t sums) {
+             loops(isa.c_str())
+                 .sum_squares(pointer<float>(x), rows, columns, by_column, pointer<double>(sums));
+           });
+}
+
+void bind_elementary(py::module_& m) {
+  released(m, "exp", [](const std::string& isa, uintptr_t x, int64_t n, uintptr_t out) {
+    loops(isa.c_str()).exp(pointer<double>(x), n, pointer<double>(out));
+  });
+  released(m, "log", [](const std::string& isa, uintptr_t x, int64_t n, uintptr_t out) {
+    loops(isa.c_str()).log(pointer<double>(x), n, pointer<double>(out));
+  });
+  released(m, "total",
+           [](const std::string& isa, uintptr_t x, int64_t rows, int64_t length, uintptr_t out) {
+             std::vector<double> half(static_cast<size_t>(length / 2 + 1));
+             loops(isa.c_str())
+                 .total(pointer<double>(x), rows, length, half.data(), pointer<double>(out));
+           });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The compiled kernels; mergekern.backends.cpu is their face.";
+  m.attr("BLOCK") = kBlock;
+  m.attr("CHUNK") = kChunk;
+  bind_enums(m);
+  bind_structs(m);
   bind_operations(m);
   bind_lowrank(m);
   bind_elementary(m);
-  m.def("fuse", &fuse);
   m.def("fuse_batch", &run_batch);
-  m.def("count", &count);
-  m.def("masked_sums", &masked_sums);
-  m.def("gram", &gram);
-  m.def("magnitudes", &magnitudes);
   m.def("instruction_sets", &names_of_instruction_sets);
-  m.def("philox", [](std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> c, uint64_t seed) {
-    const Words4 out = philox4x32_10(std::get<0>(c), std::get<1>(c), std::get<2>(c), std::get<3>(c),
-                                     philox_keys(seed));
+  m.def("philox", [](std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> counter, uint64_t seed) {
+    const auto [c0, c1, c2, c3] = counter;
+    const Words4 out = philox4x32_10(c0, c1, c2, c3, philox_keys(seed));
     return std::make_tuple(out.w[0], out.w[1], out.w[2], out.w[3]);
   });
 }

@@ -69,7 +69,7 @@ struct Tile {
   int32_t count;
   int64_t offset;
   int64_t numel;
-  bool together;  // what is looked at is the variance of all deltas
+  bool spread;  // what is looked at is the variance of all deltas
 };
 
 struct Bracket {

@@ -154,8 +154,8 @@ def windows_of(todo):
     return todo.segments if todo.windows is None else todo.windows
 
 
-def dtype(torch_dtype):
-    return None if torch_dtype is None else getattr(tl, str(torch_dtype).removeprefix("torch."))
+def dtype(given):
+    return None if given is None else getattr(tl, given.name)
 
 
 def bits(x):

@@ -93,7 +93,7 @@ class Inputs:
         experts: list[Expert],
         offset: int,
         numel: int,
-        together: bool = False,
+        spread: bool = False,
     ) -> None: ...
 
 BLOCK: int
@@ -138,6 +138,10 @@ def fuse_batch(
     columns: list[int],
     by_index: bool,
 ) -> list[tuple[int, list[int], bool]]: ...
+def put(threads: int, dtype: DType, values: int, index: int, numel: int, out: int) -> None: ...
+def order_statistics(
+    threads: int, arrays: list[tuple[int, int, list[int]]]
+) -> list[list[tuple[int, int]]]: ...
 def count(
     how: How,
     inputs: Inputs,

@@ -7,20 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mergekern import ambient, dropin, engine
+from mergekern import dropin, engine
 from mergekern.backends import Backend
 from mergekern.backends.choose import HOST, check_choice, get_backend
 from mergekern.errors import CheckpointError, OutputError
 from mergekern.folders import output_path
-from mergekern.inmemory import merge_in_memory
-from mergekern.jobs import Job, MergeReport, ready
+from mergekern.jobs import Job, MergeReport, ready, run
+from mergekern.lazily import torch
 from mergekern.many import Plans, output_folders, plans_of, read_recipes
 from mergekern.methods import Method, all_methods
 from mergekern.options import Mismatch, Options
 from mergekern.plan import Plan
-from mergekern.progress import Progress, Silent
+from mergekern.progress import Progress
 from mergekern.recipe import has_stages
 from mergekern.sizes import parse_size
 from mergekern.staging import StagedMerge, StagePlans, staged_merges
@@ -84,27 +82,37 @@ def merge(
     limit = _size(max_memory, "max_memory")
     room = _size(max_device_memory, "max_device_memory")
     folder = None if output is None else output_path(output)
-    options = {
-        "models": models,
-        "base": base,
-        "preset": preset,
-        "dtype": dtype,
-        "out_dtype": out_dtype,
-        "parameters": parameters,
-    }
-    merges = staged_merges(recipe_or_method, folder, intermediate, seed, options)
+    merges = staged_merges(
+        recipe_or_method,
+        folder,
+        intermediate,
+        seed,
+        models=models,
+        base=base,
+        preset=preset,
+        dtype=dtype,
+        out_dtype=out_dtype,
+        parameters=parameters,
+    )
     if folder is not None and out is not None:
         raise OutputError("output is a folder and out is in memory: give one of them")
     if folder is None and not all(source.resident for source in merges[-1].recipe.sources):
         raise OutputError("models on disk are merged into a folder: give output=")
     shard_bytes = parse_size(max_shard_size, "max_shard_size")
-    how = Options(mismatch, truncate_embeddings, allow_crimes, shard_bytes, _path(cache))
-    how = replace(how, copy_tokenizer=copy_tokenizer, write_model_card=write_model_card)
+    how = Options(
+        mismatch=mismatch,
+        truncate_embeddings=truncate_embeddings,
+        allow_crimes=allow_crimes,
+        shard_bytes=shard_bytes,
+        cache=_path(cache),
+        copy_tokenizer=copy_tokenizer,
+        write_model_card=write_model_card,
+    )
     done: list[Any] = []
     for merge in merges:
         with ready([merge.recipe], [merge.folder], how) as jobs:
             chosen = _backend(jobs, backend, device, threads, room)
-            done += _run(jobs, chosen, limit, progress, out)
+            done += run(jobs, chosen, limit, progress, out)
     return replace(done[-1], stages=tuple(done[:-1])) if len(done) > 1 else done[0]
 
 
@@ -137,15 +145,18 @@ def plan(
     folder = None if output is None else output_path(output)
     if folder is None and has_stages(recipe_or_method):
         folder = Path("output")  # a name for what has none yet
-    options = {
-        "models": models,
-        "base": base,
-        "preset": preset,
-        "dtype": dtype,
-        "out_dtype": out_dtype,
-        "parameters": parameters,
-    }
-    merges = staged_merges(recipe_or_method, folder, intermediate, seed, options)
+    merges = staged_merges(
+        recipe_or_method,
+        folder,
+        intermediate,
+        seed,
+        models=models,
+        base=base,
+        preset=preset,
+        dtype=dtype,
+        out_dtype=out_dtype,
+        parameters=parameters,
+    )
     shard_bytes = parse_size(max_shard_size, "max_shard_size")
     how = Options(mismatch, truncate_embeddings, allow_crimes, shard_bytes, _path(cache))
     if len(merges) == 1:
@@ -196,10 +207,17 @@ def merge_many(
     if on_disk and None in folders:
         raise OutputError(f"models on disk, as {on_disk[0]}, are merged into folders: give outputs")
     shard_bytes = parse_size(max_shard_size, "max_shard_size")
-    how = Options(mismatch, truncate_embeddings, allow_crimes, shard_bytes, _path(cache))
-    how = replace(how, copy_tokenizer=copy_tokenizer, write_model_card=write_model_card)
+    how = Options(
+        mismatch=mismatch,
+        truncate_embeddings=truncate_embeddings,
+        allow_crimes=allow_crimes,
+        shard_bytes=shard_bytes,
+        cache=_path(cache),
+        copy_tokenizer=copy_tokenizer,
+        write_model_card=write_model_card,
+    )
     with ready(list(named.values()), folders, how) as jobs:
-        return _run(jobs, _backend(jobs, backend, device, threads, room), limit, progress)
+        return run(jobs, _backend(jobs, backend, device, threads, room), limit, progress)
 
 
 @dropin.takes_mergekits_names
@@ -243,36 +261,6 @@ def _planned(merge: StagedMerge, options: Options, limit: int | None) -> Plan:
     with ready([merge.recipe], [merge.folder], options) as (job,):
         job.check_folder()
         return replace(job.plan, memory=engine.memory_estimate([job.plan], limit))
-
-
-def _run(
-    jobs: Sequence[Job],
-    backend: Backend,
-    max_memory: int | None,
-    progress: Progress | None,
-    out: torch.nn.Module | Mapping[str, torch.Tensor] | None = None,
-) -> list[Any]:
-    """Reports of merges into folders, or state dicts. All can be begun before the first one is."""
-    plans = [job.plan for job in jobs]
-    checkpoints = [job.checkpoints for job in jobs]
-    outputs = [job.output for job in jobs if job.output is not None]
-    if not outputs:
-        into = out.state_dict() if isinstance(out, torch.nn.Module) else out
-        with ambient.set_aside():
-            return merge_in_memory(plans, checkpoints, backend=backend, into=into)
-    for job in jobs:
-        job.check_folder()
-    with ambient.set_aside():
-        summaries = engine.merge_to_folders(
-            plans,
-            checkpoints,
-            outputs,
-            backend=backend,
-            max_memory=max_memory,
-            progress=progress or Silent(),
-            finishes=[job.finish for job in jobs],
-        )
-    return [job.report(summary) for job, summary in zip(jobs, summaries, strict=True)]
 
 
 def _backend(

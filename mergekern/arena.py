@@ -5,8 +5,9 @@ from __future__ import annotations
 import mmap
 from collections import deque
 
-import torch
+import numpy as np
 
+from mergekern.arrays import address
 from mergekern.checkpoint.direct import BLOCK
 
 HUGE_PAGE = 2 << 20
@@ -21,11 +22,11 @@ class Arena:
         self._map = mmap.mmap(-1, nbytes + HUGE_PAGE, flags=private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._map.madvise(mmap.MADV_HUGEPAGE)
-        whole = torch.frombuffer(self._map, dtype=torch.uint8)
-        skip = -whole.data_ptr() % HUGE_PAGE
+        whole = np.frombuffer(self._map, np.uint8)
+        skip = -address(whole) % HUGE_PAGE
         self.nbytes = nbytes
-        self.tensor = whole[skip : skip + nbytes]
-        self.address = self.tensor.data_ptr()
+        self.array = whole[skip : skip + nbytes]
+        self.address = address(self.array)
         self.bytes = memoryview(self._map)[skip : skip + nbytes]
         self._taken: deque[tuple[int, int]] = deque()
 

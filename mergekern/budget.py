@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mergekern import lazily
 from mergekern.backends import BLOCK as SUMMED
 from mergekern.backends import CHUNK, Backend
 from mergekern.checkpoint.direct import BLOCK
@@ -18,7 +19,7 @@ from mergekern.machine import available_bytes, resident_bytes
 from mergekern.pieces import PIECE
 from mergekern.plan import Plan, Step
 from mergekern.sampling import most_open, sample_size
-from mergekern.sizes import format_size
+from mergekern.sizes import format_size, mib
 from mergekern.spec import Spec
 from mergekern.survey import LONGEST
 from mergekern.tiles import TILE_ALIGN, alignments
@@ -27,7 +28,8 @@ MIB = 1 << 20
 RUNTIME_CAP = 512 * MIB  # a notebook that already holds models must not be refused for it
 TILE_BYTES = 8 * MIB  # of one input: requests of this size reach a disk's full speed
 UNITS = 4  # in flight at once: being read, in the kernel, being written
-RESIDENT = 3  # the same for tensors that are held whole
+RESIDENT = 3  # the same for tensors that are held whole, but for those larger than most
+FRESH = 8  # bytes that are to go through a byte of buffers: its first touch costs as much as a few
 PADDING = 2 * BLOCK + 64  # what aligning one buffer to its file's blocks costs at the most
 MARGIN = 24 * MIB  # threads' stacks, journal, interpreter
 
@@ -38,7 +40,6 @@ _REFERENCE_FIXED, _REFERENCE_EXPERT = 256, 24
 # What plain torch holds at once for an element of a piece, in doubles.
 FUNCTION_FIXED, FUNCTION_EXPERT = 16, 4
 PRUNING = 40  # bytes that ranking an element takes
-
 _POSITIVE = (1 << 63) - 1  # all bits of an int64 but the sign's
 
 
@@ -46,7 +47,7 @@ _POSITIVE = (1 << 63) - 1  # all bits of an int64 but the sign's
 class MemoryEstimate:
     """Bytes that a merge holds at its peak, and how its units are cut to stay within them.
 
-    runtime: Python, torch and what the process held before, as far as it counts
+    runtime: Python, its libraries and what the process held before, as far as it counts
     scratch: statistics, threads and the backend's own memory
     buffers: inputs read ahead, the unit in the kernel, outputs not written yet
     least:   the smallest max_memory that would do
@@ -68,8 +69,8 @@ class MemoryEstimate:
     def __str__(self) -> str:
         scratch = self.scratch + self.open
         return (
-            f"{format_size(self.total)} at the peak: {format_size(self.runtime)} Python and torch, "
-            f"{format_size(self.buffers)} buffers, {format_size(scratch)} scratch; "
+            f"{format_size(self.total)} at the peak: {format_size(self.runtime)} Python and "
+            f"libraries, {format_size(self.buffers)} buffers, {format_size(scratch)} scratch; "
             f"at the least {format_size(self.least)}"
         )
 
@@ -83,6 +84,9 @@ def memory_estimate(
                 no value makes it hold more than the plan can use
     backend: who will run it; None for the compiled loops on every core.
     """
+    functions = any(spec.function is not None for plan in plans for spec in plan.specs)
+    if functions or (backend is not None and backend.name != "cpu"):
+        lazily.load()  # before what the process holds is counted
     runtime = min(resident_bytes(), RUNTIME_CAP)
     plain = backend is not None and backend.name == "reference"
     tile = _REFERENCE_TILE if plain else None
@@ -90,15 +94,14 @@ def memory_estimate(
     scratch = max(_scratch(plan, tile, lanes) for plan in plans)
     outputs = _outputs(plans)
     least = 2 * int(outputs.least.max(initial=PADDING))
-    limit = max_memory
-    if limit is None:
-        limit = max(runtime + available_bytes() // 4, runtime + scratch + least)
+    free = max(runtime + available_bytes() // 4, runtime + scratch + least)
+    limit = free if max_memory is None else max_memory
     room = limit - runtime - scratch
     if room < least:
         raise BudgetError(
-            f"max_memory is {_mib(limit)}, wanted {_mib(runtime + scratch + least)} at the least: "
-            f"{_mib(runtime)} for Python and torch, {_mib(scratch)} of scratch and "
-            f"{_mib(least)} of buffers for tensors of this plan"
+            f"max_memory is {mib(limit)}, wanted {mib(runtime + scratch + least)} at the least: "
+            f"{mib(runtime)} for Python and libraries, {mib(scratch)} of scratch and "
+            f"{mib(least)} of buffers for tensors of this plan"
         )
     open_ = min(max(map(_open, plans)), (room - least) // 8)
     buffers = min(room - open_, max(least, _useful(outputs, _input_itemsize(plans), tile)))
@@ -171,20 +174,21 @@ def _inputs(plans: Sequence[Plan], rows: Sequence[np.ndarray], count: int) -> np
 def _useful(outputs: _Outputs, itemsize: float, tile: int | None) -> int:
     """What the plans can make use of: enough units in flight, or everything at once."""
     longest = tile or max(TILE_ALIGN, int(TILE_BYTES / itemsize))
-    longest = np.maximum(longest, outputs.align)
-    most = UNITS * outputs.unit(np.minimum(outputs.numel, longest), itemsize)
+    tiles = outputs.unit(np.minimum(outputs.numel, np.maximum(longest, outputs.align)), itemsize)
     entire = outputs.unit(outputs.numel, itemsize)
-    if tile is None:
-        most = np.maximum(most, RESIDENT * np.where(outputs.whole, entire, 0))
-    widest = int((outputs.inputs + outputs.outputs).max(initial=0))
-    return max(int(most.max(initial=0)), min(UNITS * TILE_BYTES * widest, int(entire.sum())))
+    held = np.sort(entire[outputs.whole]) if tile is None else entire[:0]
+    # Half of the bytes belong to tensors that are no larger.
+    usual = held[np.searchsorted(held.cumsum(), held.sum() / 2)] if len(held) else 0
+    largest, widest = held.max(initial=0), (outputs.inputs + outputs.outputs).max(initial=0)
+    bundled = min(UNITS * TILE_BYTES * widest, entire.sum())
+    wanted = max(UNITS * tiles.max(initial=0), largest + (RESIDENT - 1) * usual, bundled)
+    return int(min(wanted, max(largest, UNITS * TILE_BYTES, entire.sum() // FRESH)))
 
 
 def _input_itemsize(plans: Sequence[Plan]) -> float:
     """Bytes of an input element, on average: plans know sums, headers know the rest."""
-    elements = sum(
-        int((plan.columns.numel * (plan.columns.inputs >= 0).sum(axis=1)).sum()) for plan in plans
-    )
+    columns = [plan.columns for plan in plans]
+    elements = sum(int((c.numel * (c.inputs >= 0).sum(axis=1)).sum()) for c in columns)
     return max(1.0, sum(plan.input_bytes for plan in plans) / elements) if elements else 1.0
 
 
@@ -294,7 +298,3 @@ def _searches(spec: Spec) -> int:
     """Magnitudes that a trimming looks for at once: one per expert, two where gamma cuts too."""
     pairs = zip(spec.density, spec.gamma, strict=True)
     return sum(1 + (gamma > 0) for density, gamma in pairs if density < 1)
-
-
-def _mib(nbytes: int) -> str:
-    return f"{-(-nbytes // MIB)} MiB"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from mergekern.arena import Arena
+from mergekern.arrays import Array, address
 from mergekern.extents import Share
 from mergekern.fused import Tile
 from mergekern.table import MEMORY, NONE, Target
@@ -22,7 +22,7 @@ class Cargo:
         self._arena = arena
         self._target = target
         self._share = share
-        self._views: list[torch.Tensor] = []  # of models in memory, while addresses are in use
+        self._views: list[Array] = []  # of models in memory, while addresses are in use
 
     def tile(self, piece: int) -> Tile:
         """The inputs of one piece."""
@@ -32,7 +32,7 @@ class Cargo:
         experts = (self._input(piece, 1 + place) for place in range(len(step.experts)))
         return Tile(step.name, start, base, tuple(experts))
 
-    def out(self, piece: int) -> torch.Tensor:
+    def out(self, piece: int) -> np.ndarray:
         """Where a piece's output belongs, flat, in its dtype."""
         dtype = self._target.steps[int(self.pieces.row[piece])].dtype
         length = int(self.pieces.stop[piece] - self.pieces.start[piece]) * dtype.itemsize
@@ -46,7 +46,7 @@ class Cargo:
         for at, place in np.argwhere(file == MEMORY).tolist():
             view = self._input(int(chosen[at]), place)
             self._views.append(view)
-            found[at, place] = view.data_ptr()
+            found[at, place] = address(view)
         return found
 
     def outs(self, chosen: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ class Cargo:
         first = self._begin + begin
         return self._arena.bytes[first : first + length]
 
-    def _input(self, piece: int, place: int) -> torch.Tensor:
+    def _input(self, piece: int, place: int) -> Array:
         """One input of one piece, flat, in its own dtype."""
         row, start, stop = (
             int(column[piece]) for column in (self.pieces.row, self.pieces.start, self.pieces.stop)
@@ -70,6 +70,6 @@ class Cargo:
         begin = int(self._share.inputs[piece, place])
         return self._view(begin, length).view(info.dtype)
 
-    def _view(self, begin: int, length: int) -> torch.Tensor:
+    def _view(self, begin: int, length: int) -> np.ndarray:
         first = self._begin + begin
-        return self._arena.tensor[first : first + length]
+        return self._arena.array[first : first + length]

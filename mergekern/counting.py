@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from mergekern.backends import CHUNK, Backend, Bracket
+from mergekern.dtypes import DType
 from mergekern.fused import EVERY_INDEX
 from mergekern.keys import Key, Wanted, bound_of, starts_of
 from mergekern.tiles import Part, Tensors
@@ -40,7 +40,7 @@ class Search:
     wanted: int = 0
     equal: int = 0
     located: bool = False
-    chunks: dict[str, torch.Tensor] = field(default_factory=dict)  # ties per CHUNK of each tensor
+    chunks: dict[str, np.ndarray] = field(default_factory=dict)  # ties per CHUNK of each tensor
 
     def bracket(self, most_bins: int) -> tuple[int, int, int]:
         """low, shift and bins of the next count."""
@@ -49,25 +49,25 @@ class Search:
         shift = max(0, (self.high - self.low - 1).bit_length() - (most_bins.bit_length() - 1))
         return self.low, shift, -(-(self.high - self.low) // (1 << shift))
 
-    def update(self, low: int, shift: int, above: int, tally: torch.Tensor) -> None:
+    def update(self, low: int, shift: int, above: int, tally: np.ndarray) -> None:
         """Draw the conclusion from a count."""
         if self.found:
             self.located = True
             return
-        beyond = above + torch.cumsum(tally.flip(0), 0).flip(0)  # counts at or above each bin
-        bin_ = int((beyond >= self.rank).nonzero()[-1])
+        beyond = above + np.cumsum(tally[::-1])[::-1]  # counts at or above each bin
+        bin_ = int(np.flatnonzero(beyond >= self.rank)[-1])
         self.low, self.high = low + (bin_ << shift), low + ((bin_ + 1) << shift)
         if shift:
             return
         self.found, self.magnitude, self.equal = True, self.low, int(tally[bin_])
         self.wanted = self.rank - (int(beyond[bin_]) - self.equal)
-        self.located = tally.numel() == 1
+        self.located = len(tally) == 1
 
 
 def keys_by_counting(
     backend: Backend,
     tensors: Tensors,
-    work: torch.dtype,
+    work: DType,
     ranks: Mapping[Wanted, int],
     *,
     by_index: bool,
@@ -95,24 +95,23 @@ def _place(backend: Backend, tensors: Tensors, search: Search) -> int:
         number += 1
     step, start = tensors.steps[number], starts_of(tensors.steps)[number]
     counts = search.chunks[step.name]
-    reached = torch.cumsum(counts, 0)
+    reached = np.cumsum(counts)
     chunk = int((reached < wanted).sum())
     wanted -= int(reached[chunk] - counts[chunk])
     first = chunk * CHUNK
     part = Part(step, first, min(step.numel, first + CHUNK))
     ((_, tile),) = tensors.parts([part])
     bits = backend.magnitudes(tile, step.expert_index.index(search.expert), step.work)
-    tied = np.flatnonzero(bits.numpy() == search.magnitude)
+    tied = np.flatnonzero(bits == search.magnitude)
     return start + first + int(tied[wanted - 1])
 
 
-def _count(backend: Backend, tensors: Tensors, work: torch.dtype, searches: list[Search]) -> None:
+def _count(backend: Backend, tensors: Tensors, work: DType, searches: list[Search]) -> None:
     """One pass over everything, counting for all searches at once."""
     numel = sum(step.numel for step in tensors.steps)
     most = min(MOST_BINS, COUNTERS // (backend.lanes * len(searches)), max(1 << 12, numel // 8))
     shapes = [search.bracket(1 << (most.bit_length() - 1)) for search in searches]
-    # numpy takes zeroed pages from the system as they are touched; torch would write them all
-    tallies = [torch.from_numpy(np.zeros((backend.lanes, b), np.int64)) for _, _, b in shapes]
+    tallies = [np.zeros((backend.lanes, b), np.int64) for _, _, b in shapes]
     above = [0] * len(searches)
     for search in searches:
         search.chunks = {}
@@ -124,7 +123,7 @@ def _count(backend: Backend, tensors: Tensors, work: torch.dtype, searches: list
         for q, counts in zip(mine, found, strict=True):
             above[q] += counts.above
             known = searches[q].chunks.get(step.name)
-            chunks = counts.chunks if known is None else torch.cat([known, counts.chunks])
+            chunks = counts.chunks if known is None else np.concatenate([known, counts.chunks])
             searches[q].chunks[step.name] = chunks
     for q, search in enumerate(searches):
         search.update(shapes[q][0], shapes[q][1], above[q], tallies[q].sum(0))

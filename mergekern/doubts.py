@@ -6,9 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import torch
-
-from mergekern import huge
+from mergekern.arrays import Array, empty_like, reached
 from mergekern.backends import Backend
 from mergekern.fused import EVERY_INDEX, Findings, FusedOp, Tile, Window
 from mergekern.plan import Step
@@ -20,7 +18,7 @@ class Doubt:
     """The open elements of one tile: their indices in the tensor (ascending), and their values."""
 
     step: Step
-    index: torch.Tensor
+    index: Array
     tile: Tile
 
     def window(self, window: Window) -> Window:
@@ -29,7 +27,7 @@ class Doubt:
             window, lo_last=self._last(window.lo_last), hi_last=self._last(window.hi_last)
         )
 
-    def merge(self, backend: Backend, op: FusedOp, out: torch.Tensor) -> Findings:
+    def merge(self, backend: Backend, op: FusedOp, out: Array) -> Findings:
         """Merge these elements into `out`, one behind the other.
 
         Nothing may be dropped at random: a coin goes by the index in the tensor.
@@ -37,17 +35,17 @@ class Doubt:
         experts = tuple(replace(e, window=self.window(e.window)) for e in op.experts)
         return backend.fuse(replace(op, experts=experts), self.tile, out)
 
-    def fuse(self, backend: Backend, op: FusedOp, out: torch.Tensor) -> Findings:
+    def fuse(self, backend: Backend, op: FusedOp, out: Array) -> Findings:
         """Merge these elements and put them where they belong in `out`, the whole tensor."""
-        merged = huge.empty(self.tile.numel, out.dtype, out.device)
+        merged = empty_like(out, self.tile.numel)
         found = self.merge(backend, op, merged)
-        out[self.index] = merged
+        backend.put(merged, self.index, out)
         return found
 
     def _last(self, last: int) -> int:
         if last == EVERY_INDEX:
             return last
-        return int(torch.searchsorted(self.index, last, right=True)) - 1
+        return reached(self.index, last) - 1
 
 
 class Doubts(Protocol):

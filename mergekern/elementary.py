@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mergekern import _C
+from mergekern.lazily import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # ln 2 in two parts. Multiples of the first, of 32 bits, by an exponent are exact.
 LN2_HIGH = float.fromhex("0x1.62e42feep-1")

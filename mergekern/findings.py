@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
+import ml_dtypes
+import numpy as np
 
+from mergekern.arrays import Array, same_bytes
 from mergekern.backends.cpu import all_finite
 from mergekern.checkpoint.base import Checkpoint
-from mergekern.dtypes import DISCRETE, dtype_name
+from mergekern.dtypes import BFLOAT16, DISCRETE, dtype_name
 from mergekern.errors import MismatchError, NonFiniteError
 from mergekern.fused import Findings, Tile
 from mergekern.plan import Plan, Step
@@ -33,12 +35,13 @@ def check_findings(
             f"repair the model or leave it out"
         )
     if found.overflow:
-        wider = "float32" if step.dtype == torch.bfloat16 else "bfloat16 or float32"
+        wider = "float32" if step.dtype == BFLOAT16 else "bfloat16 or float32"
         is_function = step.spec is not None and step.spec.rule == "function"
         what = "NaN or too large" if is_function else "too large"
+        most = float(ml_dtypes.finfo(step.dtype).max)
         raise NonFiniteError(
             f"{step.name}: the result is {what} for {dtype_name(step.dtype)}, which holds "
-            f"{torch.finfo(step.dtype).max:.6g} at the most: set out_dtype to {wider}, or lower "
+            f"{most:.6g} at the most: set out_dtype to {wider}, or lower "
             f"the weights"
         )
 
@@ -51,20 +54,26 @@ def check_copied(plan: Plan, checkpoints: Sequence[Checkpoint], step: Step, tile
     _check_equal(plan, step, tile)
     if step.dtype in DISCRETE:
         return
-    whole = tile.experts[0]
-    for part in whole.split(SCAN if whole.device.type == "cpu" else max(1, whole.numel())):
-        part = torch.view_as_real(part).view(-1) if part.is_complex() else part
-        # fp8 has no loop of its own, nor torch an isfinite() for all of its kinds
-        part = part.float() if part.itemsize == 1 else part
-        if not (all_finite(part) if part.device.type == "cpu" else bool(part.isfinite().all())):
-            check_findings(plan, checkpoints, step, Findings((0,), overflow=False))
+    if not _finite(tile.experts[0]):
+        check_findings(plan, checkpoints, step, Findings((0,), overflow=False))
+
+
+def _finite(array: Array) -> bool:
+    """Whether floats of any kind hold neither NaN nor Inf."""
+    if not isinstance(array, np.ndarray):
+        tensor = array.float() if array.itemsize == 1 else array  # fp8 has no isfinite() there
+        return bool(tensor.isfinite().all())
+    floats = array.view(np.float32) if array.dtype.kind == "c" else array
+    parts = (floats[start : start + SCAN] for start in range(0, len(floats), SCAN))
+    # fp8 has no loop of its own
+    return all(all_finite(p.astype(np.float32) if p.itemsize == 1 else p) for p in parts)
 
 
 def _check_equal(plan: Plan, step: Step, tile: Tile) -> None:
     """Raise MismatchError unless all inputs of a copy hold the same bytes."""
-    first = tile.experts[0].view(torch.uint8)
+    first = tile.experts[0]
     for place, other in enumerate(tile.experts[1:], 1):
-        if not torch.equal(first, other.view(torch.uint8)):
+        if not same_bytes(first, other):
             names = [plan.models[step.experts[i].model] for i in (0, place)]
             raise MismatchError(
                 f"{step.name}: differs between {names[0]} and {names[1]}, and "

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
+from mergekern.dtypes import DType, to_torch
+from mergekern.lazily import torch
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class PerColumn:
         return self.values.repeat(rows)[first : first + numel]
 
 
-Found = Mapping[str, torch.Tensor | PerRow | PerColumn]
+Found: TypeAlias = "Mapping[str, torch.Tensor | PerRow | PerColumn]"
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,12 @@ class Function:
 
 
 def values_at(
-    found: Found, offset: int, numel: int, work: torch.dtype, device: torch.device
+    found: Found, offset: int, numel: int, work: DType, device: torch.device
 ) -> dict[str, torch.Tensor]:
     """What was found as a function gets it: tensors of the work dtype, which rows and columns give
     a value for every element."""
     values = {}
     for name, value in found.items():
         here = value if isinstance(value, torch.Tensor) else value.at(offset, numel)
-        values[name] = here.to(device=device, dtype=work)
+        values[name] = here.to(device=device, dtype=to_torch(work))
     return values

@@ -28,12 +28,13 @@ what a function over tensors makes of them; see function.py.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-import torch
 
+from mergekern.arrays import Array, as_tensor
+from mergekern.dtypes import FLOAT32, DType
 from mergekern.function import Found, Function
 
 Rule = Literal["task_vector", "linear_combination", "function"]
@@ -110,7 +111,7 @@ class Pruning:
     stride: int = 1
     seed: int = 0
     name_hash: int = 0
-    work: torch.dtype = torch.float32
+    work: DType = FLOAT32
 
     @property
     def panel(self) -> int:
@@ -134,7 +135,7 @@ class FusedOp:
     divisor: float = 1.0
     seed: int = 0
     name_hash: int = 0
-    work: torch.dtype = torch.float32
+    work: DType = FLOAT32
     function: Function | None = None
     found: Found = field(default_factory=dict)
     trim_by: TrimBy = "magnitude"
@@ -146,22 +147,29 @@ class FusedOp:
 class Tile:
     """A run of consecutive elements of one tensor: base and experts, flat, of any float dtypes.
 
-    masks:    uint8 [ceil(numel / 8)] per expert, None for one that is not masked; element i of the
-              tile is bit i % 8 of byte i // 8. Empty where none is
-    together: what is looked at (magnitudes, counts, guesses) is the variance of all deltas, as if
-              it were the delta of one expert
+    masks:  uint8 [ceil(numel / 8)] per expert, None for one that is not masked; element i of the
+            tile is bit i % 8 of byte i // 8. Empty where none is
+    spread: what is looked at (magnitudes, counts, guesses) is the variance of all deltas, as if it
+            were the delta of one expert
     """
 
     tensor: str
     offset: int  # index of the first element within its tensor
-    base: torch.Tensor | None
-    experts: tuple[torch.Tensor, ...]
-    masks: tuple[torch.Tensor | None, ...] = ()
-    together: bool = False
+    base: Array | None
+    experts: tuple[Array, ...]
+    masks: tuple[Array | None, ...] = ()
+    spread: bool = False
 
     @property
     def numel(self) -> int:
-        return self.experts[0].numel()
+        return len(self.experts[0])
+
+    def as_tensors(self) -> Tile:
+        """The same memory as torch's."""
+        base = None if self.base is None else as_tensor(self.base)
+        masks = tuple(None if mask is None else as_tensor(mask) for mask in self.masks)
+        experts = tuple(as_tensor(each) for each in self.experts)
+        return replace(self, base=base, experts=experts, masks=masks)
 
 
 @dataclass(frozen=True)
@@ -187,9 +195,9 @@ class Batch:
     second names the first one that is kept.
     """
 
-    base: torch.dtype | None
-    experts: tuple[torch.dtype, ...]
-    out: torch.dtype
+    base: DType | None
+    experts: tuple[DType, ...]
+    out: DType
     inputs: np.ndarray
     outs: np.ndarray
     offset: np.ndarray

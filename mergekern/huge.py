@@ -1,26 +1,35 @@
-"""Fresh tensors on huge pages: touching memory page by page costs more than a merge."""
+"""Fresh arrays on huge pages: touching memory page by page costs more than a merge."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
 
-import torch
+import numpy as np
+
+from mergekern.dtypes import DType
 
 PAGE = 2 << 20
 WORTH = 2 * PAGE  # below, no whole huge page may lie inside
-HOST = torch.device("cpu")  # named, or torch.set_default_device() would have its way
+ALIGNED = 64  # a line of the cache, which no vector should straddle
 
 
-def empty(
-    shape: int | tuple[int, ...], dtype: torch.dtype, device: torch.device = HOST
-) -> torch.Tensor:
-    """torch.empty, with huge pages where the system has them; elsewhere just torch.empty."""
-    tensor = torch.empty(shape, dtype=dtype, device=device)
+def empty(numel: int, dtype: DType) -> np.ndarray:
+    """numpy.empty at a multiple of ALIGNED, with huge pages where the system has them."""
+    nbytes = numel * dtype.itemsize
+    memory = np.empty(nbytes + ALIGNED, np.uint8)
+    first: int = memory.__array_interface__["data"][0]
+    skip = -first % ALIGNED
+    if nbytes >= WORTH:
+        advise(first + skip, nbytes)
+    return memory[skip : skip + nbytes].view(dtype)
+
+
+def advise(address: int, nbytes: int) -> None:
+    """Ask for huge pages where whole ones lie inside."""
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is not None and tensor.nbytes >= WORTH and tensor.device.type == "cpu":
-        start = -(-tensor.data_ptr() // PAGE) * PAGE
-        length = (tensor.data_ptr() + tensor.nbytes - start) // PAGE * PAGE
+    start = -(-address // PAGE) * PAGE
+    length = (address + nbytes - start) // PAGE * PAGE
+    if advice is not None and length > 0:
         # Advice only: where it is refused, the memory is as good as before.
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
-    return tensor

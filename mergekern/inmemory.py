@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from mergekern import huge
+from mergekern.arrays import HOST, Array, copy, flat
 from mergekern.backends import Backend
 from mergekern.batches import Found
 from mergekern.checkpoint.base import Checkpoint
+from mergekern.dtypes import to_torch
 from mergekern.findings import check_copied, check_findings
 from mergekern.fused import FusedOp, Tile
 from mergekern.into import outputs_in
+from mergekern.lazily import torch
 from mergekern.onepass import Merging, OnePass
 from mergekern.plan import Plan, Step
 from mergekern.small import merge_small
@@ -39,9 +40,9 @@ class Job:
     checkpoints: Sequence[Checkpoint]
     outs: dict[str, torch.Tensor]
 
-    def flat(self, steps: Sequence[Step]) -> dict[str, torch.Tensor]:
+    def flat(self, steps: Sequence[Step]) -> dict[str, Array]:
         """The outputs of some steps, as kernels write them."""
-        return {step.name: self.outs[step.name].view(-1) for step in steps}
+        return {step.name: flat(self.outs[step.name]) for step in steps}
 
     def result(self) -> dict[str, torch.Tensor]:
         """The merged tensors by name; aliases share storage."""
@@ -66,7 +67,7 @@ def merge_in_memory(
     for plan, opened in zip(plans, checkpoints, strict=True):
         if into is None:
             device = opened[0].device
-            outs = {s.name: huge.empty(s.shape, s.dtype, device) for s in plan.steps}
+            outs = {step.name: _fresh(step, device) for step in plan.steps}
         else:
             outs = outputs_in(into, plan, opened)
         jobs.append(Job(plan, opened, outs))
@@ -79,6 +80,13 @@ def merge_in_memory(
     for parts in walks.values():
         _walk(backend, parts)
     return [job.result() for job in jobs]
+
+
+def _fresh(step: Step, device: str) -> torch.Tensor:
+    tensor = torch.empty(step.shape, dtype=to_torch(step.dtype), device=device)
+    if device == HOST:
+        huge.advise(tensor.data_ptr(), tensor.nbytes)
+    return tensor
 
 
 def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:
@@ -182,7 +190,7 @@ class _Batch:
         job, _ = self._parts[0]
         check_copied(job.plan, job.checkpoints, step, tile)
         for merge in self._merges:
-            merge.outs[step.name][tile.offset : tile.offset + tile.numel] = tile.experts[0]
+            copy(tile.experts[0], merge.outs[step.name][tile.offset : tile.offset + tile.numel])
 
     def _ops_of(self, place: int) -> list[tuple[FusedOp, Tile]]:
         """The op of each merge, and the whole tensor with its masks. The pieces of a tensor follow

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 
 from mergekern.checkpoint.base import Checkpoint, listing
 from mergekern.checkpoint.placed import Placed
-from mergekern.dtypes import dtype_name
+from mergekern.dtypes import dtype_name, to_torch
 from mergekern.errors import OutputError
+from mergekern.lazily import torch
 from mergekern.plan import Plan, Step
 
 
@@ -49,14 +49,14 @@ def _check_names(into: Mapping[str, torch.Tensor], plan: Plan) -> None:
         raise OutputError(f"out: has {listing(others)}, which the merged model has not")
 
 
-def _fault(step: Step, tensor: torch.Tensor, device: torch.device) -> str:
+def _fault(step: Step, tensor: torch.Tensor, device: str) -> str:
     """Why a step's output cannot go there, "" when it can."""
-    if tensor.dtype != step.dtype:
+    if tensor.dtype != to_torch(step.dtype):
         found, wanted = dtype_name(tensor.dtype), dtype_name(step.dtype)
         return f"is {found}, the merge gives {wanted}: set out_dtype"
     if tensor.shape != step.shape:
         return f"has shape {list(tensor.shape)}, wanted {list(step.shape)}"
-    if tensor.device != device:
+    if str(tensor.device) != device:
         return f"is on {tensor.device}, the models on {device}: move it there"
     return "" if tensor.is_contiguous() else "is not contiguous: give one that is"
 

@@ -7,16 +7,21 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from mergekern import card, engine
+from mergekern import ambient, card, engine
+from mergekern.backends import Backend
 from mergekern.checkpoint import Checkpoint, open_checkpoint
 from mergekern.checkpoint.sidefiles import tokenizer_files, write_side_files
 from mergekern.errors import RecipeError
 from mergekern.folders import check_apart, check_output
+from mergekern.inmemory import merge_in_memory
+from mergekern.lazily import is_module, torch
 from mergekern.lock import LOCK, check_unchanged, lock
 from mergekern.options import Options
 from mergekern.plan import Dropped, Plan
 from mergekern.planner import build_plan
+from mergekern.progress import Progress, Silent
 from mergekern.recipe import Recipe, Source
 from mergekern.remembered import plan_in_memory
 from mergekern.report import group_dropped
@@ -160,6 +165,36 @@ def ready(
                 plan = build_plan(told, aligned.checkpoints, options, share=False)
             jobs.append(Job(recipe, plan, aligned.checkpoints, options, output, aligned.files))
         yield jobs
+
+
+def run(
+    jobs: Sequence[Job],
+    backend: Backend,
+    max_memory: int | None,
+    progress: Progress | None,
+    out: torch.nn.Module | Mapping[str, torch.Tensor] | None = None,
+) -> list[Any]:
+    """Reports of merges into folders, or state dicts. All can be begun before the first one is."""
+    plans = [job.plan for job in jobs]
+    checkpoints = [job.checkpoints for job in jobs]
+    outputs = [job.output for job in jobs if job.output is not None]
+    if not outputs:
+        into = out.state_dict() if is_module(out) else out
+        with ambient.set_aside():
+            return merge_in_memory(plans, checkpoints, backend=backend, into=into)
+    for job in jobs:
+        job.check_folder()
+    with ambient.set_aside():
+        summaries = engine.merge_to_folders(
+            plans,
+            checkpoints,
+            outputs,
+            backend=backend,
+            max_memory=max_memory,
+            progress=progress or Silent(),
+            finishes=[job.finish for job in jobs],
+        )
+    return [job.report(summary) for job, summary in zip(jobs, summaries, strict=True)]
 
 
 def _aligned(

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
-import torch
-
+from mergekern.dtypes import FLOAT64, DType
 from mergekern.fused import EVERY_INDEX, Window
 from mergekern.plan import Step
 
@@ -42,9 +41,9 @@ def starts_of(steps: Sequence[Step]) -> list[int]:
     return list(accumulate((step.numel for step in steps), initial=0))
 
 
-def bound_of(work: torch.dtype) -> int:
+def bound_of(work: DType) -> int:
     """All magnitudes are below it."""
-    return 1 << (63 if work == torch.float64 else 31)
+    return 1 << (63 if work == FLOAT64 else 31)
 
 
 def windows_of(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from mergekern.checkpoint import Checkpoint
 from mergekern.errors import OutputError
@@ -40,7 +39,7 @@ def lock(
         },
         "versions": {
             "mergekern": __version__,
-            "torch": torch.__version__,
+            "torch": version("torch"),
             "python": platform.python_version(),
         },
     }

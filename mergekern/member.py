@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mergekern.arrays import address
 from mergekern.backends import Backend
 from mergekern.batches import batch_of, by_kind, fuse_batch, window_column
 from mergekern.cargo import Cargo
@@ -198,8 +199,8 @@ class Member:
         tile, out = cargo.tile(piece), cargo.out(piece)
         if step.action == "copy":
             check_copied(self._plan, checkpoints, step, tile)
-            if out.data_ptr() != tile.experts[0].data_ptr():
-                out.copy_(tile.experts[0])
+            if address(out) != address(tile.experts[0]):
+                out[:] = tile.experts[0]
             return
         if not self.target.whole_tensor[row]:
             op = self._shared_op(int(self.target.kind[row]), step)

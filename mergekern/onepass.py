@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
+from mergekern.arrays import Array, joined
 from mergekern.backends import Backend, Margin, Speculation
 from mergekern.fused import Findings, FusedOp, Tile
 from mergekern.plan import Step
@@ -20,7 +19,7 @@ class Merging:
     """One merge: its steps and its outputs, both by name, and what its passes found."""
 
     steps: Mapping[str, Step]
-    outs: Mapping[str, torch.Tensor]
+    outs: Mapping[str, Array]
     found: dict[str, Findings]
 
     def note(self, name: str, found: Findings) -> None:
@@ -121,4 +120,4 @@ class _Begun:
         if len(self.parts) == 1:
             return self.parts[0]
         kept = sum((part.kept for part in self.parts[1:]), self.parts[0].kept)
-        return Speculation(Findings(), kept, torch.cat([part.open for part in self.parts]))
+        return Speculation(Findings(), kept, joined([part.open for part in self.parts]))

@@ -85,15 +85,14 @@ class Outputs:
             self.config = {**self._configs[donor], "architectures": [named]}
 
     def __iter__(self) -> Iterator[Output]:
-        modules = list(dict.fromkeys(part.module for part in self._recipe.parts))
-        for module in modules:
+        for module in self._modules:
             places = [n for n, part in enumerate(self._recipe.parts) if part.module == module]
             if module:
                 self._check_module(module, places)
             if any(entry.layers for n in places for entry in self._recipe.parts[n].entries):
                 yield from self._sliced(module, places)
                 continue
-            yield from self._whole(places[0], module, modules)
+            yield from self._whole(places[0], module)
             if module:
                 self._take_depths(places[0], module)
         self._check_depths()
@@ -143,9 +142,9 @@ class Outputs:
 
     def why_not(self, model: int, name: str) -> str:
         """Why nothing is made of an input tensor that no output is given."""
-        modules = [part.module for part in self._recipe.parts if part.module]
+        modules = [module for module in self._modules if module]
         if modules and not in_module(name, modules):
-            return f"no module of the recipe has it ({', '.join(dict.fromkeys(modules))})"
+            return f"no module of the recipe has it ({', '.join(modules)})"
         if self._of(model).place(name):
             return "no slice takes this layer"
         if before_layers(name):
@@ -157,12 +156,12 @@ class Outputs:
             self._layers[model] = layers_of(self._stored[model], self._configs[model])
         return self._layers[model]
 
-    def _whole(self, part: int, module: str, modules: Sequence[str]) -> Iterator[Output]:
+    def _whole(self, part: int, module: str) -> Iterator[Output]:
         """Every tensor of the module that any of the part's models has, in the donor's order."""
         models = self._members[part].models
         order = [self._stored[self._donor], *(self._stored[model] for model in models)]
         for name in dict.fromkeys(name for names in order for name in names):
-            if module and in_module(name, modules) != module:
+            if module and in_module(name, self._modules) != module:
                 continue
             held = {m: self._stored[m][name] for m in models if name in self._stored[m]}
             if held:
@@ -211,14 +210,14 @@ class Outputs:
 
     def _outside(self, part: int, module: str, stack: Stack, before: bool) -> Iterator[Output]:
         """The tensors before or behind the stack; towers beside the text come before it."""
-        for output in self._whole(part, module, self._modules):
+        for output in self._whole(part, module):
             place = self._of(self._donor).place(output.name)
             inside = place is not None and place[0] == stack
             first = before_layers(output.name) or place is not None
             if not inside and first == before:
                 yield output._replace(position=0.0)
 
-    @property
+    @cached_property
     def _modules(self) -> list[str]:
         return list(dict.fromkeys(part.module for part in self._recipe.parts))
 

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch
+from mergekern.lazily import torch
 
 PIECE = 1 << 15  # elements
 DEVICE_PIECE = 1 << 20  # a launch each is what costs there
 
-_DENORMAL = torch.tensor(2.0**-1074, dtype=torch.float64)
+DENORMAL = 2.0**-1074
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,7 +48,7 @@ def each(threads: int, do: Callable[[Item], Result], items: Sequence[Item]) -> l
 @contextmanager
 def _plainly() -> Iterator[None]:
     """What holds for one thread alone: no gradients, none of torch's threads, denormals kept."""
-    flushes = bool(_DENORMAL * 1.0 == 0)
+    flushes = bool(torch.tensor(DENORMAL, dtype=torch.float64) * 1.0 == 0)
     torch.set_num_threads(1)
     if flushes:
         torch.set_flush_denormal(False)

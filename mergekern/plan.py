@@ -14,11 +14,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-import torch
-
 from mergekern.checkpoint.layout import Shard
 from mergekern.columns import Columns, columns_of
-from mergekern.dtypes import dtype_name
+from mergekern.dtypes import FLOAT32, DType, dtype_name
 from mergekern.report import plan_text
 from mergekern.spec import Spec
 
@@ -42,12 +40,12 @@ class Step:
 
     name: str
     action: Literal["merge", "copy"]
-    dtype: torch.dtype
+    dtype: DType
     shape: tuple[int, ...]
     base: Input | None
     experts: tuple[Input, ...]
     expert_index: tuple[int, ...]
-    work: torch.dtype = torch.float32
+    work: DType = FLOAT32
     spec: Spec | None = None
     note: str = ""
     numel: int = field(init=False, repr=False, compare=False)
@@ -115,7 +113,7 @@ class Plan:
     fingerprints: tuple[Mapping[str, str], ...]
     steps: tuple[Step, ...]
     shards: tuple[Shard, ...]
-    out_dtype: torch.dtype | None
+    out_dtype: DType | None
     aliases: Mapping[str, str]
     config: Mapping[str, Any] | None
     dropped: tuple[Dropped, ...]

@@ -6,14 +6,13 @@ tensor, what was found and the option that decides, unless that option has been 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-
-import torch
 
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.layout import lay_out
 from mergekern.collector import collector_paused
+from mergekern.dtypes import FLOAT64, DType
 from mergekern.errors import MismatchError
 from mergekern.fitting import Fitting, Gone
 from mergekern.options import DEFAULT, Options
@@ -45,7 +44,8 @@ def build_plan(
     names = match_names(checkpoints, fitting.donor, share)
     outputs = Outputs(recipe, checkpoints, names, fitting.donor)
     steps, gone = _decide_all(fitting, outputs)
-    gone = [*names.left_out, *gone, *_untouched(recipe, names, outputs)]
+    read = {given for step in steps for given in step.inputs}
+    gone = [*names.left_out, *gone, *_untouched(recipe, names, outputs, read)]
     steps = _widen(steps, recipe.dtype)
     others = () if share else fitting.notes(checkpoints)
     return Plan(
@@ -61,7 +61,7 @@ def build_plan(
         out_dtype=recipe.out_dtype or recipe.dtype,
         aliases=names.aliases,
         config=outputs.config,
-        dropped=_dropped(fitting.labels, steps, gone),
+        dropped=_dropped(fitting.labels, read, gone),
         input_bytes=_bytes_of(steps, checkpoints),
         notes=_notes(recipe, fitting, names, outputs.notes + others),
     )
@@ -97,8 +97,8 @@ def _notes(
     return (*recipe.notes, *renamed, *others)
 
 
-def _untouched(recipe: Recipe, names: Names, outputs: Outputs) -> Gone:
-    """What slices and modules may leave of the inputs."""
+def _untouched(recipe: Recipe, names: Names, outputs: Outputs, read: Collection[Input]) -> Gone:
+    """What slices and modules leave of the inputs."""
     first = recipe.parts[0]
     if len(recipe.parts) == 1 and not first.module and not any(e.layers for e in first.entries):
         return []
@@ -106,12 +106,12 @@ def _untouched(recipe: Recipe, names: Names, outputs: Outputs) -> Gone:
         (model, info.name, outputs.why_not(model, name))
         for model, stored in enumerate(names.stored)
         for name, info in stored.items()
+        if (model, info.name) not in read
     ]
 
 
-def _dropped(labels: Sequence[str], steps: Sequence[Step], gone: Gone) -> tuple[Dropped, ...]:
+def _dropped(labels: Sequence[str], read: Collection[Input], gone: Gone) -> tuple[Dropped, ...]:
     """What no step reads; a tensor that serves two names may be left out of one and read by one."""
-    read = {given for step in steps for given in step.inputs}
     reasons: dict[tuple[int, str], str] = {}
     for model, stored, reason in gone:
         if Input(model, stored) not in read:
@@ -119,13 +119,14 @@ def _dropped(labels: Sequence[str], steps: Sequence[Step], gone: Gone) -> tuple[
     return tuple(Dropped(labels[model], name, why) for (model, name), why in reasons.items())
 
 
-def _widen(steps: list[Step], dtype: torch.dtype | None) -> list[Step]:
+def _widen(steps: list[Step], dtype: DType | None) -> list[Step]:
     """Work in fp64 where `dtype` says so, or where magnitudes of the whole model are compared."""
     whole_model = any(step.spec is not None and step.spec.whole_model for step in steps)
-    widest = any(step.work == torch.float64 for step in steps)
-    if dtype != torch.float64 and not (whole_model and widest):
+    widest = any(step.work == FLOAT64 for step in steps)
+    asked = dtype is not None and dtype == FLOAT64  # numpy takes None for float64
+    if not asked and not (whole_model and widest):
         return steps
-    return [replace(step, work=torch.float64) if step.action == "merge" else step for step in steps]
+    return [replace(step, work=FLOAT64) if step.action == "merge" else step for step in steps]
 
 
 def _bytes_of(steps: Sequence[Step], checkpoints: Sequence[Checkpoint]) -> int:

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from mergekern.arena import Arena
+from mergekern.arrays import HOST
 from mergekern.backends import Backend
 from mergekern.backends.streams import Stream
 from mergekern.budget import MemoryEstimate
 from mergekern.checkpoint.base import Checkpoint
 from mergekern.columns import distinct
 from mergekern.extents import Unit, lay_out
+from mergekern.lazily import torch
 from mergekern.member import Member
 from mergekern.plan import Plan
 from mergekern.progress import Progress
@@ -47,10 +49,10 @@ class Run:
         self._progress = progress
         self._showing = False
         self._table = tabulate(plans, checkpoints)
-        for device in {each.device for mine in checkpoints for each in mine}:
-            Stream(device, current=True).finish()  # models are read by other threads
+        for device in {each.device for mine in checkpoints for each in mine} - {HOST}:
+            Stream(torch.device(device), current=True).finish()  # read by other threads
         self._pipeline = Pipeline(self._table, Arena(estimate.buffers))
-        self._unpin = backend.pin(self._pipeline.arena.tensor)
+        self._unpin = backend.pin(self._pipeline.arena.array)
         self._cutter = Cutter(self._table, estimate.buffers, estimate.tile)
         self._shared = Shared(backend, estimate.open)
         made = (backend, self._pipeline, self._cutter, self._shared)

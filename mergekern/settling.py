@@ -6,13 +6,14 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from xxhash import xxh3_64_hexdigest
 
+from mergekern.arrays import to_host
 from mergekern.backends import Backend
 from mergekern.coverage import Coverage
 from mergekern.destination import Destination
 from mergekern.doubts import Doubt
+from mergekern.dtypes import DType
 from mergekern.findings import check_findings
 from mergekern.fused import FusedOp
 from mergekern.journal import Range
@@ -92,18 +93,18 @@ class Settling:
         itemsize = int(self._target.itemsize[row])
         merged = self._merged(doubt, self._target.steps[row].dtype)
         _, begin, _ = self._place(row, 0, 0)
-        places = begin - found.offset + doubt.index.numpy() * itemsize
+        places = begin - found.offset + to_host(doubt.index) * itemsize
         inside = (places >= 0) & (places < found.length)
         target = np.frombuffer(data, np.uint8)
-        source = merged.view(torch.uint8).numpy().reshape(-1, itemsize)
+        source = merged.view(np.uint8).reshape(-1, itemsize)
         for byte in range(itemsize):
             target[places[inside] + byte] = source[inside, byte]
 
-    def _merged(self, doubt: Doubt, dtype: torch.dtype) -> torch.Tensor:
+    def _merged(self, doubt: Doubt, dtype: DType) -> np.ndarray:
         step = doubt.step
         if self._op is None or self._op[0] != step.name:
             self._op = (step.name, fused_op(step, self._windows[step.name]))
-        merged = torch.empty(doubt.tile.numel, dtype=dtype, device="cpu")
+        merged = np.empty(doubt.tile.numel, dtype)
         found = doubt.merge(self._backend, self._op[1], merged)
         check_findings(self._target.plan, self._target.checkpoints, step, found)
         return merged

@@ -6,11 +6,12 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
+from mergekern.arrays import Array
 from mergekern.backends import Backend
 from mergekern.budget import open_element
 from mergekern.doubts import Doubts
+from mergekern.dtypes import DType
 from mergekern.fused import Findings, FusedOp, Tile, Window
 from mergekern.onepass import Merging, OnePass
 from mergekern.plan import Step
@@ -41,9 +42,7 @@ class Shared:
         """Other tensors come now."""
         self._samples, self._windows, self._numbers, self.batches = {}, {}, {}, {}
 
-    def draw(
-        self, target: Target, tensors: Tensors, work: torch.dtype, experts: Iterable[int]
-    ) -> Sample:
+    def draw(self, target: Target, tensors: Tensors, work: DType, experts: Iterable[int]) -> Sample:
         """A sample of the tensors that are ranked together."""
         wanted = frozenset(experts)
         key = (_read(target, target.whole_model), work, wanted)
@@ -70,7 +69,7 @@ class Shared:
         target: Target,
         row: int,
         tile: Tile,
-        out: torch.Tensor,
+        out: Array,
         windows: Windows | None = None,
     ) -> Findings:
         """Merge a tensor that is held whole; windows: where they are known already.

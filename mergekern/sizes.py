@@ -40,3 +40,8 @@ def format_size(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def mib(size: int) -> str:
+    """Bytes rounded up to whole MiB: a limit that is just large enough."""
+    return f"{-(-size // (1 << 20))} MiB"

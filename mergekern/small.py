@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from mergekern.backends import Backend
 from mergekern.batches import Found, fuse_batch, ranked
 from mergekern.checkpoint.base import Checkpoint
+from mergekern.dtypes import DType
 from mergekern.findings import check_findings
 from mergekern.fused import KEEP_ALL, Batch, FusedOp, name_hash
+from mergekern.lazily import torch
 from mergekern.plan import Plan, Step
 from mergekern.statistics import fused_op
 
@@ -55,11 +56,11 @@ class _Inputs:
     address: np.ndarray
     in_order: np.ndarray
     dtype: np.ndarray
-    dtypes: Sequence[torch.dtype]
+    dtypes: Sequence[DType]
 
     @classmethod
     def of(cls, plan: Plan, checkpoints: Sequence[Checkpoint]) -> _Inputs:
-        numbers: dict[torch.dtype, int] = {}
+        numbers: dict[DType, int] = {}
         columns = []
         for checkpoint, names in zip(checkpoints, plan.columns.read, strict=True):
             contents, placed = checkpoint.tensors, checkpoint.placed

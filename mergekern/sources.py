@@ -7,8 +7,8 @@ from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
-import torch
 
+from mergekern.arrays import Array, at, is_host, joined
 from mergekern.extents import lay_out
 from mergekern.fused import Tile
 from mergekern.plan import Step
@@ -57,17 +57,11 @@ def _join(tile: Tile, parts: Sequence[Part]) -> Tile:
     return Tile(tile.tensor, 0, base, tuple(_gather(x, parts) for x in tile.experts))
 
 
-def _gather(whole: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
-    """Copied one by one: torch.cat would wake its threads, which then spin against ours."""
-    if whole.device.type != "cpu":  # a copy is a launch there
-        places = np.concatenate([np.arange(part.start, part.stop) for part in parts])
-        return whole[torch.from_numpy(places).to(whole.device)]
-    joined = torch.empty(sum(part.numel for part in parts), dtype=whole.dtype, device="cpu")
-    filled = 0
-    for part in parts:
-        joined[filled : filled + part.numel] = whole[part.start : part.stop]
-        filled += part.numel
-    return joined
+def _gather(whole: Array, parts: Sequence[Part]) -> Array:
+    if is_host(whole):
+        return joined([whole[part.start : part.stop] for part in parts])
+    # On a device a copy is a launch: one for all.
+    return at(whole, np.concatenate([np.arange(part.start, part.stop) for part in parts]))
 
 
 class Reel:
@@ -119,5 +113,5 @@ class Reel:
 
 
 def _nbytes(tile: Tile) -> int:
-    inputs: list[torch.Tensor] = [*tile.experts, *(() if tile.base is None else (tile.base,))]
-    return sum(tensor.numel() * tensor.dtype.itemsize for tensor in inputs)
+    inputs = (*tile.experts, *(() if tile.base is None else (tile.base,)))
+    return sum(array.nbytes for array in inputs)

@@ -12,11 +12,11 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
+from mergekern.arrays import Array
 from mergekern.backends import Backend, Margin, Speculation
 from mergekern.counting import keys_by_counting
 from mergekern.doubts import Doubt, Doubts, DoubtTensors, HeldDoubts
+from mergekern.dtypes import DType
 from mergekern.fused import ExpertScalars, FusedOp, Tile, Window
 from mergekern.keys import LOWER, UPPER, Key, Wanted, starts_of, windows_of
 from mergekern.plan import Step
@@ -140,14 +140,14 @@ class Trial:
         intervals = [(min(pair) + 1, max(pair) + 1) for pair in pairs if pair[0] != pair[1]]
         return parts_between(self.steps, intervals)
 
-    def _keep_open(self, step: Step, tile: Tile, marks: torch.Tensor) -> None:
+    def _keep_open(self, step: Step, tile: Tile, marks: Array) -> None:
         found = self._backend.compact(tile, marks, self._room)
         self.lost = found is None
         if found is None:
             return
         index, values = found
-        self._room -= index.numel()
-        if index.numel():
+        self._room -= len(index)
+        if len(index):
             index = index + tile.offset if tile.offset else index
             self.doubts.append(Doubt(step, index, values))
 
@@ -219,7 +219,7 @@ class Trial:
         return Key(key.magnitude, self._start[doubt.step.name] + at)
 
 
-def _looking(windows: Sequence[Window], work: torch.dtype) -> FusedOp:
+def _looking(windows: Sequence[Window], work: DType) -> FusedOp:
     """An op for passes that only look."""
     experts = tuple(ExpertScalars(k, 1.0, window=window) for k, window in enumerate(windows))
     return FusedOp("task_vector", experts, work=work)

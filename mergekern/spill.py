@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
 from xxhash import xxh3_64_hexdigest
 
+from mergekern.arrays import to_host
 from mergekern.doubts import Doubt
+from mergekern.dtypes import INT64, DType
 from mergekern.errors import OutputError
 from mergekern.fused import Tile
 from mergekern.plan import Step
 
-INDEX = torch.int64
+INDEX = INT64
 
 
 @dataclass(frozen=True, order=True)
@@ -42,7 +44,7 @@ class SpilledDoubts:
         self,
         path: Path,
         steps: Sequence[Step],
-        dtypes: Callable[[Step], Sequence[torch.dtype]],
+        dtypes: Callable[[Step], Sequence[DType]],
     ) -> None:
         self._path = path
         self._steps = steps
@@ -69,9 +71,7 @@ class SpilledDoubts:
         """Write a doubt behind what is there."""
         tile = doubt.tile
         values = (*(() if tile.base is None else (tile.base,)), *tile.experts)
-        data = b"".join(
-            x.contiguous().view(torch.uint8).numpy().data for x in (doubt.index, *values)
-        )
+        data = b"".join(to_host(x).view(np.uint8).data for x in (doubt.index, *values))
         entry = Entry(
             self._number[doubt.step.name],
             int(doubt.index[0]),
@@ -115,7 +115,7 @@ class SpilledDoubts:
         found, at = [], 0
         for dtype in (INDEX, *self._dtypes(step)):
             length = entry.count * dtype.itemsize
-            found.append(torch.frombuffer(data[at : at + length], dtype=dtype))
+            found.append(np.frombuffer(data, dtype, entry.count, at))
             at += length
         index, *values = found
         base = None if step.base is None else values.pop(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,7 @@ def _text(merge: StagedMerge, plan: Plan | None) -> str:
 
 
 def staged_merges(
-    what: Any, output: Path | None, intermediate: Any, seed: int | None, options: Mapping[str, Any]
+    what: Any, output: Path | None, intermediate: Any, seed: int | None, **options: Any
 ) -> tuple[StagedMerge, ...]:
     """The merges that a recipe asks for, the result's last; one, unless it has several documents.
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 
+from mergekern.arrays import Array
 from mergekern.backends import Backend
 from mergekern.errors import MergeError, RecipeError
 from mergekern.function import Found, Function, PerColumn, PerRow
@@ -25,6 +25,7 @@ from mergekern.fused import (
     name_hash,
 )
 from mergekern.geometry import Gram
+from mergekern.lazily import torch
 from mergekern.plan import Step
 from mergekern.spec import Spec
 from mergekern.survey import Survey
@@ -48,7 +49,7 @@ class Numbers:
     """
 
     scales: tuple[float, ...] | None = None
-    masks: tuple[torch.Tensor | None, ...] = ()
+    masks: tuple[Array | None, ...] = ()
     window: Window | None = None
     weights: tuple[float, ...] | None = None
     gram: Gram | None = None
@@ -194,7 +195,7 @@ def _found(function: Function, tensor: Survey, name: str) -> Found:
         raise RecipeError(
             f"tensor {name}: the survey of {function.name} failed: {type(error).__name__}: {error}"
         ) from error
-    kinds = torch.Tensor | PerRow | PerColumn
+    kinds = (torch.Tensor, PerRow, PerColumn)
     if isinstance(found, Mapping) and all(isinstance(each, kinds) for each in found.values()):
         return found
     raise RecipeError(
@@ -215,7 +216,7 @@ def _gram(backend: Backend, tensors: Tensors) -> Gram:
 def _l1_scales(backend: Backend, tensors: Tensors, windows: tuple[Window, ...] | None) -> Numbers:
     """What the l1 rescale multiplies each expert's kept deltas by."""
     (step,) = tensors.steps
-    masks: tuple[torch.Tensor | None, ...] = ()
+    masks: tuple[Array | None, ...] = ()
     op = fused_op(step, windows, Numbers(scales=(1.0,) * len(step.experts)))
     total = np.zeros((1, len(step.experts), 2))
     for _, tile in tensors.tiles():
@@ -241,10 +242,10 @@ def _by_variance(backend: Backend, tensors: Tensors) -> Numbers:
     return Numbers(window=window, weights=shares_of(total[0], step.numel, LEAST_ENERGY))
 
 
-def in_order(total: np.ndarray, blocks: torch.Tensor) -> np.ndarray:
+def in_order(total: np.ndarray, blocks: np.ndarray) -> np.ndarray:
     """The total so far and a tile's sums per block, added one block after the other: they come to
     the same however the tiles fall."""
-    found: np.ndarray = np.add.accumulate(np.concatenate([total, blocks.numpy()]))[-1:]
+    found: np.ndarray = np.add.accumulate(np.concatenate([total, blocks]))[-1:]
     return found
 
 

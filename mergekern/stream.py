@@ -9,9 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Barrier
 
 import numpy as np
-import torch
 
 from mergekern.arena import Arena
+from mergekern.arrays import address, to_host
 from mergekern.cargo import Cargo
 from mergekern.extents import Extent, Unit
 from mergekern.table import Table, Target
@@ -70,10 +70,10 @@ class Flight:
             start, stop = int(pieces.start[piece]), int(pieces.stop[piece])
             length = (stop - start) * info.dtype.itemsize
             first = self.begin + int(self.unit.inputs[piece, slot])
-            buffer = self._arena.tensor[first : first + length]
+            buffer = self._arena.array[first : first + length]
             found = checkpoint.read(info.name, start, stop, buffer)
-            if found.data_ptr() != buffer.data_ptr():  # one that computes what it reads
-                buffer.copy_(found.contiguous().view(torch.uint8))
+            if address(found) != address(buffer):  # one that computes what it reads
+                buffer[:] = to_host(found).view(np.uint8)
 
     def _tensor_at(self, file: int, byte: int) -> str:
         """What a message calls the bytes of a file that this unit reads."""

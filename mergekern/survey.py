@@ -5,18 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 
+from mergekern.arrays import as_tensor, joined
 from mergekern.backends import BLOCK, CHUNK, Backend
 from mergekern.backends.cpu import CpuBackend
 from mergekern.backends.functions import Inputs, widened
 from mergekern.counting import keys_by_counting
+from mergekern.dtypes import FLOAT64, to_torch
 from mergekern.elementary import total
 from mergekern.function import Found, Function
 from mergekern.fused import ExpertScalars, FusedOp, Tile
+from mergekern.lazily import torch
 from mergekern.methods.elementwise import overlaps
 from mergekern.pieces import each, pieces
 from mergekern.plan import Step
@@ -25,7 +27,7 @@ from mergekern.tiles import Part, Tensors, cut
 ROWS = 64  # that are added up at once, where columns are summed
 LONGEST = 16 * CHUNK  # elements of a tile that is made of others
 
-Elementwise = Callable[..., torch.Tensor]
+Elementwise: TypeAlias = "Callable[..., torch.Tensor]"
 
 
 class Survey:
@@ -67,7 +69,7 @@ class Survey:
     def _overlaps(self, backend: CpuBackend, *, epsilon: float) -> torch.Tensor:
         tiles = (tile for _, tile in self._tensors.tiles())
         counts = [backend.overlaps(tile, self._step.work, epsilon) for tile in tiles]
-        return torch.stack(counts).sum(0).double()
+        return torch.from_numpy(np.sum(counts, axis=0)).double()
 
     def rows(self, function: Elementwise) -> torch.Tensor:
         """fp64 [rows, ...] of function(base, experts), which sees whole rows, [r, row_width], and
@@ -109,8 +111,8 @@ class Survey:
         ranks = {(0, which): numel - place for which, place in enumerate(places)}
         keys = keys_by_counting(self._backend, made, work, ranks, by_index=False)
         bits = [keys[wanted].magnitude for wanted in ranks]
-        narrow = torch.int64 if work == torch.float64 else torch.int32
-        return list(torch.tensor(bits, dtype=narrow).view(work))
+        narrow = torch.int64 if work == FLOAT64 else torch.int32
+        return list(torch.tensor(bits, dtype=narrow).view(to_torch(work)))
 
     def _seen(self, tile: Tile, shape: tuple[int, ...]) -> Inputs:
         base, experts = widened(tile, self._step.work)
@@ -119,7 +121,8 @@ class Survey:
     def _map(self, do: Callable[[Tile], torch.Tensor], unit: int) -> Iterator[torch.Tensor]:
         """What is made of the tensor, piece by piece of whole units, in order."""
         for tile in _in_units(self._tensors, unit):
-            parts = [cut(tile, *part) for part in pieces(tile.numel, tile.experts[0].device, unit)]
+            device = as_tensor(tile.experts[0]).device
+            parts = [cut(tile, *part) for part in pieces(tile.numel, device, unit)]
             yield from each(self._backend.lanes, do, parts)
 
 
@@ -141,19 +144,21 @@ class _Derived:
 
     def tiles(self) -> Iterator[tuple[Step, Tile]]:
         for _, tile in self._tensors.tiles():
+            whole = tile.as_tensors()
             for start in range(0, tile.numel, LONGEST):
-                part = cut(tile, start, min(start + LONGEST, tile.numel))
+                part = cut(whole, start, min(start + LONGEST, tile.numel))
                 yield self.steps[0], self._made(replace(part, offset=tile.offset + start))
 
     def parts(self, parts: Sequence[Part]) -> Iterator[tuple[Sequence[Part], Tile]]:
         for part in parts:
             ((_, tile),) = self._tensors.parts([replace(part, step=self._source)])
-            yield [part], replace(self._made(replace(tile, offset=part.start)), offset=0)
+            made = self._made(replace(tile.as_tensors(), offset=part.start))
+            yield [part], replace(made, offset=0)
 
     def _made(self, tile: Tile) -> Tile:
         """Of one tile; its base is zero, as magnitudes are those of differences."""
-        work, device = self.steps[0].work, tile.experts[0].device
-        made = torch.empty(tile.numel, dtype=work, device=device)
+        work, device = self.steps[0].work, as_tensor(tile.experts[0]).device
+        made = torch.empty(tile.numel, dtype=to_torch(work), device=device)
         self._backend.fuse(self._op, tile, made)
         zero = torch.zeros(tile.numel, dtype=torch.bfloat16, device=device)
         return Tile(tile.tensor, tile.offset, zero, (made,))
@@ -163,8 +168,8 @@ def _in_units(tensors: Tensors, unit: int) -> Iterator[Tile]:
     """The tensor in tiles of whole units, but for its last: what a tile has left of one waits for
     the next tile."""
     kept: Tile | None = None
-    for _, tile in tensors.tiles():
-        start = 0
+    for _, given in tensors.tiles():
+        tile, start = given.as_tensors(), 0
         if kept is not None:
             start = min(unit - kept.numel, tile.numel)
             kept = _joined(kept, cut(tile, 0, start))
@@ -183,6 +188,6 @@ def _in_units(tensors: Tensors, unit: int) -> Iterator[Tile]:
 def _joined(first: Tile | None, second: Tile) -> Tile:
     """A copy of one tile, or of two behind one another."""
     tiles = (second,) if first is None else (first, second)
-    base = None if second.base is None else torch.cat([t.base for t in tiles if t.base is not None])
-    experts = tuple(torch.cat(each) for each in zip(*(t.experts for t in tiles), strict=True))
+    base = None if second.base is None else joined([t.base for t in tiles if t.base is not None])
+    experts = tuple(joined(each) for each in zip(*(t.experts for t in tiles), strict=True))
     return Tile(second.tensor, 0, base, experts)

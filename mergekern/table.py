@@ -9,12 +9,13 @@ from functools import cached_property
 from itertools import accumulate, count
 
 import numpy as np
-import torch
 
+from mergekern.arrays import HOST
 from mergekern.backends import CHUNK
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.files import WeightFile
 from mergekern.columns import column, each_once, one_of_each, rows_of
+from mergekern.dtypes import DType
 from mergekern.fused import name_hash
 from mergekern.plan import Plan, Step
 from mergekern.tiles import alignments
@@ -104,7 +105,7 @@ class Target:
         """One of its inputs, the base being the first."""
         return self.sources[int(self.inputs[row, place])]
 
-    def dtypes(self, step: Step) -> list[torch.dtype]:
+    def dtypes(self, step: Step) -> list[DType]:
         """Of a step's inputs, the base being the first."""
         opened = self.checkpoints
         return [opened[read.model].tensors[read.name].dtype for read in step.inputs]
@@ -227,13 +228,13 @@ class Sources:
         """The files, and of each source its file, first byte, a number for its dtype, and the bytes
         of an element; one more, the last, is what stands for no source."""
         files: list[WeightFile] = []
-        dtypes: dict[torch.dtype | None, int] = {None: 0}
+        dtypes: dict[DType | None, int] = {None: 0}
         file, begin, dtype = [], [], []
         for checkpoint in self._opened:
             known = dict(zip(checkpoint.files, count(len(files)), strict=False))
             files += checkpoint.files.values()
             held = checkpoint.tensors
-            apart = checkpoint.on_disk or checkpoint.device.type != "cpu"
+            apart = checkpoint.on_disk or checkpoint.device != HOST
             other = READ if apart else MEMORY
             file.append(column([known.get(name, other) for name in held.files])[held.file])
             begin.append(held.begin)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 
 from mergekern.backends import Backend
 from mergekern.counting import keys_by_counting
 from mergekern.doubts import Doubts
+from mergekern.dtypes import DType
 from mergekern.fused import EVERY_INDEX, Window
 from mergekern.keys import LOWER, UPPER, Key, Wanted, starts_of, windows_of
 from mergekern.plan import Step
@@ -45,7 +45,7 @@ def start_trial(
     tensors: Tensors,
     doubts: Doubts | None = None,
     room: int | None = None,
-    sample: Callable[[Tensors, torch.dtype, Iterable[int]], Sample] | None = None,
+    sample: Callable[[Tensors, DType, Iterable[int]], Sample] | None = None,
 ) -> Trial | None:
     """Guessed windows of trimmed tensors; None where nothing is trimmed.
 

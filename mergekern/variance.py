@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
-from mergekern.backends import Backend, Bracket
+from mergekern.backends import Backend
 from mergekern.counting import keys_by_counting
-from mergekern.fused import EVERY_INDEX, Tile, Window
-from mergekern.keys import LOWER, Wanted, bound_of, windows_of
+from mergekern.fused import EVERY_INDEX, ExpertScalars, FusedOp, Tile, Window
+from mergekern.keys import LOWER, UPPER, windows_of
 from mergekern.plan import Step
 from mergekern.sampling import draw, guess
 from mergekern.speculation import Bet, Trial
@@ -25,7 +24,7 @@ NOTHING = Window(lo=EVERY_INDEX)
 ALL = 0  # the place of all experts together
 
 
-class Together:
+class Spread:
     """A tensor of which the variance of all experts' deltas is looked at."""
 
     def __init__(self, tensors: Tensors) -> None:
@@ -36,45 +35,50 @@ class Together:
 
     def tiles(self) -> Iterator[tuple[Step, Tile]]:
         for _, tile in self._tensors.tiles():
-            yield self.steps[0], replace(tile, together=True)
+            yield self.steps[0], replace(tile, spread=True)
 
     def parts(self, parts: Sequence[Part]) -> Iterator[tuple[Sequence[Part], Tile]]:
         (step,) = self._tensors.steps
         own = [replace(part, step=step) for part in parts]
         for group, tile in self._tensors.parts(own):
             mine = [replace(part, step=self.steps[0]) for part in group]
-            yield mine, replace(tile, together=True)
+            yield mine, replace(tile, spread=True)
 
 
 def largest_variances(backend: Backend, tensors: Tensors, fraction: float) -> Window:
     """The window of the largest variances of one tensor: int(fraction * n) of the n that are not 0,
     the first by index where they are equal."""
-    together = Together(tensors)
-    (step,) = together.steps
-    rank = int(_above_zero(backend, together) * fraction)
-    if not rank:
+    spread = Spread(tensors)
+    (step,) = spread.steps
+    sample = draw(backend, spread, step.work, [ALL])
+    bits, wanted = sample.runs[ALL].bits, (ALL, LOWER)
+    differ = np.count_nonzero(bits) * step.numel // max(1, bits.size)
+    found = guess(sample, step.work, {wanted: max(1, int(differ * fraction))}, by_index=True)
+    # The rank is about right. The pass finds it, and bets may be off by so little.
+    bet = Bet(0, *found[wanted])
+    trial = Trial(backend, spread.steps, {wanted: bet}, by_index=True)
+    bet.rank = int(_scan(backend, spread, trial) * fraction)
+    if not bet.rank:
         return NOTHING
-    ranks: dict[Wanted, int] = {(ALL, LOWER): rank}
-    sample = draw(backend, together, step.work, [ALL])
-    guessed = guess(sample, step.work, ranks, by_index=True)
-    bets = {wanted: Bet(rank, *guessed[wanted]) for wanted in ranks}
-    trial = Trial(backend, together.steps, bets, by_index=True)
-    trial.scan(together)
-    keys = trial.verdict(together)
+    keys = trial.verdict(spread)
     if keys is None:
-        keys = keys_by_counting(backend, together, step.work, ranks, by_index=True)
+        ranks = {wanted: bet.rank}
+        keys = keys_by_counting(backend, spread, step.work, ranks, by_index=True)
     (window,) = windows_of(step, 0, keys, by_index=True)
     return window
 
 
-def _above_zero(backend: Backend, together: Together) -> int:
-    """How many variances are not 0."""
-    (step,) = together.steps
-    bracket = Bracket(ALL, 1, bound_of(step.work).bit_length() - 1, 1)
-    tally = torch.zeros((backend.lanes, 1), dtype=torch.int64, device="cpu")
-    for _, tile in together.tiles():
-        backend.count(tile, [bracket], step.work, [tally])
-    return int(tally.sum())
+def _scan(backend: Backend, spread: Spread, trial: Trial) -> int:
+    """The pass of a trial. Returns how many variances are not 0: they reach an upper cut of 1."""
+    above = 0
+    for step, tile in spread.tiles():
+        (window,), (margin,) = trial.windows(step), trial.margins(step)
+        margin = replace(margin, strict=replace(margin.strict, hi=1))
+        op = FusedOp("task_vector", (ExpertScalars(ALL, 1.0, window=window),), work=step.work)
+        seen = backend.speculate(op, tile, [margin], None)
+        trial.add(step, tile, seen)
+        above += int(seen.kept[0, UPPER, 0])
+    return above
 
 
 def shares_of(energies: np.ndarray, numel: int, least: float) -> tuple[float, ...]:

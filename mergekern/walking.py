@@ -6,7 +6,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-import torch
 
 from mergekern.backends import Backend, Bracket
 from mergekern.fused import Tile
@@ -57,7 +56,7 @@ def _growing(parts: Sequence[Part]) -> Iterator[Sequence[Part]]:
 
 def _count(backend: Backend, tile: Tile, step: Step, expert: int, magnitude: int) -> int:
     """How many of one expert's elements have a magnitude."""
-    tally = torch.zeros((backend.lanes, 1), dtype=torch.int64, device="cpu")
+    tally = np.zeros((backend.lanes, 1), np.int64)
     bracket = Bracket(step.expert_index.index(expert), magnitude, 0, 1)
     backend.count(tile, [bracket], step.work, [tally])
     return int(tally.sum())
@@ -68,7 +67,7 @@ def _ties(
 ) -> np.ndarray:
     """Their indices in the tensor that the parts belong to."""
     step = parts[0].step
-    bits = backend.magnitudes(tile, step.expert_index.index(expert), step.work).numpy()
+    bits = backend.magnitudes(tile, step.expert_index.index(expert), step.work)
     return np.concatenate([np.arange(part.start, part.stop) for part in parts])[bits == magnitude]
 
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 from devices import DEVICES
 from plain_kernels import PlainKernels
+from reading import owner
 from safetensors.torch import save_file
 
 import mergekern
 from mergekern import api
+from mergekern.arrays import Array
 from mergekern.backends.choose import get_backend
 from mergekern.checkpoint import memory
 from mergekern.checkpoint.memory import MemoryCheckpoint
@@ -104,9 +106,9 @@ def test_strided_models_are_copied_tensor_by_tensor(monkeypatch: pytest.MonkeyPa
     copies: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
     alive, real = [], MemoryCheckpoint.read
 
-    def read(self: MemoryCheckpoint, *where: Any) -> torch.Tensor:
+    def read(self: MemoryCheckpoint, *where: Any) -> Array:
         copy = real(self, *where)
-        copies.add(copy)
+        copies.add(owner(copy))
         alive.append(len(copies))
         return copy
 

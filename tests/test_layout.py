@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "mergekern"
 ABOVE_TO_BELOW = """
-errors version sizes dtypes ambient collector huge _C _cuda kernels elementary function fused
-angles geometry spec methods recipe
+errors version sizes lazily dtypes ambient collector huge arrays _C _cuda kernels
+elementary function fused angles geometry spec methods recipe
 checkpoint report columns plan naming tied tokenizer layers options roles outputs fitting
 planner remembered lock card progress
 pieces tiles backends keys counting doubts sampling walking speculation trimming variance survey

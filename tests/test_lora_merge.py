@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from adapters import llama
 from folders import buffers, load
+from reading import whole
 from safetensors.torch import load_file, save_file
 
 import mergekern
@@ -44,10 +46,7 @@ def as_checkpoint(base: Path, adapter: Path, folder: Path) -> Path:
     """The adapted weights, saved whole in fp32."""
     checkpoint = open_checkpoint(base, lora=adapter)
     folder.mkdir()
-    state = {
-        name: checkpoint.read(name, 0, info.numel, None).float().view(info.shape)
-        for name, info in checkpoint.tensors.items()
-    }
+    state = {name: whole(checkpoint, name).float() for name in checkpoint.tensors}
     save_file(state, folder / "model.safetensors")
     (folder / "config.json").write_text((base / "config.json").read_text())
     return folder
@@ -150,7 +149,7 @@ def test_in_bounded_memory(tmp_path) -> None:
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "use_dora": True}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     checkpoint = open_checkpoint(tmp_path / "model.safetensors", lora=adapter)
-    buffer = torch.ones(4 << 20, dtype=torch.uint8)
+    buffer = np.ones(4 << 20, np.uint8)
     before = resident_bytes()
     for start in range(0, rows * columns, 1 << 20):
         stop = min(start + (1 << 20), rows * columns)

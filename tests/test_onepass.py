@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mergekern import sampling, trimming
+from mergekern.arrays import dtype_of
 from mergekern.backends.cpu import CpuBackend, instruction_sets
+from mergekern.dtypes import FLOAT16, FLOAT32, DType, of_torch, to_torch, work_dtype
 from mergekern.fused import Tile
 from mergekern.keys import Key
 from mergekern.onepass import Merging, OnePass
@@ -30,12 +32,12 @@ CASES = {
 }
 
 
-def tensors_of(tiles: list[Tile], spec: Spec, work: torch.dtype) -> Resident:
+def tensors_of(tiles: list[Tile], spec: Spec, work: DType) -> Resident:
     pairs = []
     for number, t in enumerate(tiles):
         name, places = f"w{number}", tuple(range(len(t.experts)))
         experts = tuple(Input(i + 1, name) for i in places)
-        dtype = t.experts[0].dtype
+        dtype = dtype_of(t.experts[0])
         shape = (t.numel,)
         step = Step(name, "merge", dtype, shape, Input(0, name), experts, places, work, spec)
         pairs.append((step, Tile(name, 0, t.base, t.experts)))
@@ -61,7 +63,9 @@ def merged_in_two(backend: CpuBackend, tensors: Resident) -> dict[str, torch.Ten
 
 
 def empty(tensors: Resident) -> dict[str, torch.Tensor]:
-    return {step.name: torch.empty(step.numel, dtype=step.dtype) for step in tensors.steps}
+    return {
+        step.name: torch.empty(step.numel, dtype=to_torch(step.dtype)) for step in tensors.steps
+    }
 
 
 def assert_same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> None:
@@ -96,7 +100,7 @@ def test_one_pass_gives_what_two_give(
     if not wanted.one_pass:
         return
     tiles = [tile(n, [dtype] * (experts + 1), kind, seed=n) for n in numels]
-    tensors = tensors_of(tiles, wanted, torch.promote_types(dtype, torch.float32))
+    tensors = tensors_of(tiles, wanted, work_dtype([of_torch(dtype)]))
     outs = empty(tensors)
     merge_in_one_pass(backend, tensors, outs)
     assert_same(outs, merged_in_two(BACKENDS[0], tensors))
@@ -106,7 +110,7 @@ def test_one_pass_gives_what_two_give(
 @pytest.mark.parametrize("why", ["misled", "too much open"])
 def test_a_lost_trial_costs_a_pass_and_no_bits(why: str, ties: str, monkeypatch) -> None:
     tiles = [tile(n, [torch.float32] * 3, "near", seed=n) for n in (200_000, 70_000)]
-    tensors = tensors_of(tiles, spec("ties", 2, ties), torch.float32)
+    tensors = tensors_of(tiles, spec("ties", 2, ties), FLOAT32)
     trials = []
     honest = trimming.guess
 
@@ -130,7 +134,7 @@ def test_a_lost_trial_costs_a_pass_and_no_bits(why: str, ties: str, monkeypatch)
 
 def test_few_ties_leave_few_elements_open() -> None:
     tiles = [tile(2_000_000, [torch.float32] * 5, "near")]
-    tensors = tensors_of(tiles, spec("ties", 4, "index"), torch.float32)
+    tensors = tensors_of(tiles, spec("ties", 4, "index"), FLOAT32)
     trial = trimming.start_trial(BACKENDS[0], tensors)
     trial.scan(tensors)
     assert trial.verdict(tensors) is not None
@@ -144,7 +148,7 @@ def test_an_open_element_that_would_overflow_is_no_error(monkeypatch) -> None:
     expert = torch.linspace(1, 70_000, 100_000)
     wanted = Spec("task_vector", (1.0,), (0.5,), (0.0645,), (1.0,), scope="model", ties="index")
     inputs = (Input(0, "w"), (Input(1, "w"),), (0,))
-    step = Step("w", "merge", torch.float16, (100_000,), *inputs, torch.float32, wanted)
+    step = Step("w", "merge", FLOAT16, (100_000,), *inputs, FLOAT32, wanted)
     tensors = Resident([(step, Tile("w", 0, base, (expert,)))])
     seen = []
     honest = CpuBackend.speculate

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import EMBED, HEAD, State, left_out, plan_of, reads, tied, zeros
 
+from mergekern.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INT64
 from mergekern.errors import CheckpointError, MergeError, MismatchError, RecipeError
 from mergekern.plan import Plan, Step
 
@@ -41,17 +42,17 @@ def test_output_dtype_and_work_dtype() -> None:
     base = {"w": zeros(2), "x": zeros(2, dtype=torch.float16)}
     wide = {"w": zeros(2, dtype=torch.float64), "x": zeros(2, dtype=torch.float32)}
     plan = plan_of("ties", [base, wide])
-    assert [step.dtype for step in plan.steps] == [torch.bfloat16, torch.float16]
-    assert [step.work for step in plan.steps] == [torch.float64, torch.float32]
+    assert [step.dtype for step in plan.steps] == [BFLOAT16, FLOAT16]
+    assert [step.work for step in plan.steps] == [FLOAT64, FLOAT32]
     assert plan.out_dtype is None
     plan = plan_of("ties", [base, wide], dtype="float32")
-    assert {step.dtype for step in plan.steps} == {torch.float32}
+    assert {step.dtype for step in plan.steps} == {FLOAT32}
     plan = plan_of("ties", [base, wide], dtype="float64", out_dtype=torch.float16)
-    assert {step.dtype for step in plan.steps} == {torch.float16}
-    assert {step.work for step in plan.steps} == {torch.float64}
-    assert plan.out_dtype == torch.float16
+    assert {step.dtype for step in plan.steps} == {FLOAT16}
+    assert {step.work for step in plan.steps} == {FLOAT64}
+    assert plan.out_dtype == FLOAT16
     plan = plan_of("ties", [base, wide], preset="paper")
-    assert {step.work for step in plan.steps} == {torch.float64}
+    assert {step.work for step in plan.steps} == {FLOAT64}
     assert plan.whole_model and plan.passes == 1
     options = {"gamma": 0.1, "density": 0.5, "scope": "model", "ties": "keep"}
     assert plan_of("breadcrumbs", [base, wide], parameters=options).passes == 2
@@ -61,7 +62,7 @@ def test_discrete_tensors_are_copied() -> None:
     state = {"w": zeros(2), "ids": zeros(3, dtype=torch.int64), "on": zeros(1, dtype=torch.bool)}
     plan = plan_of("ties", [state, state], out_dtype="float32")
     assert [step.action for step in plan.steps] == ["merge", "copy", "copy"]
-    assert plan.steps[1].dtype == torch.int64
+    assert plan.steps[1].dtype == INT64
     assert [read.model for read in plan.steps[1].inputs] == [0, 1]
     with pytest.raises(MismatchError, match="m1 has dtype bfloat16, base has int64; --mismatch"):
         plan_of("ties", [state, {**state, "ids": zeros(3)}])
@@ -172,12 +173,12 @@ def test_the_digest_is_of_all_that_decides_bytes() -> None:
     changes = {
         "name": "x",
         "action": "copy",
-        "dtype": torch.float32,
+        "dtype": FLOAT32,
         "shape": (2, 2),
         "base": None,
         "experts": (first.base,),
         "expert_index": (1,),
-        "work": torch.float64,
+        "work": FLOAT64,
         "spec": replace(first.spec, lambda_=0.5),
         "note": "other",
     }

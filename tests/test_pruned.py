@@ -71,7 +71,7 @@ def test_larger_deltas_are_kept_more_often() -> None:
         pruning = Pruning((Odds(0, int(0.2 * 2**32), int(0.8 * 2**32)),), length, 1, seed, 5)
         (mask,) = CpuBackend(1).prune(pruning, t)
         assert mask is not None
-        bits = np.unpackbits(mask.numpy(), count=x.numel(), bitorder="little")
+        bits = np.unpackbits(mask, count=x.numel(), bitorder="little")
         total += [bits[(ranks // 512 == band).numpy()].mean() for band in range(8)]
     middle = 0.2 + 0.6 * (np.arange(8) + 0.5) / 8
     np.testing.assert_allclose(total / 8, middle, atol=5 * (0.25 / (8 * rows * 512)) ** 0.5)
@@ -87,7 +87,7 @@ def test_divided_by_their_odds_deltas_are_unbiased() -> None:
         ends = Odds(0, int(0.35 * 2**32), int(0.65 * 2**32))
         (mask,) = CpuBackend(1).prune(Pruning((ends,), length, 1, seed, zlib.crc32(b"w")), t)
         assert mask is not None
-        share += np.unpackbits(mask.numpy(), count=length, bitorder="little")
+        share += np.unpackbits(mask, count=length, bitorder="little")
     errors = (share / seeds - odds) / np.sqrt(odds * (1 - odds) / seeds)
     assert np.abs(errors).max() < 4.5 and 0.6 < errors.std() < 1.5
 

@@ -11,7 +11,9 @@ from cases import tile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mergekern import _C
 from mergekern.backends.choose import get_backend
+from mergekern.dtypes import FLOAT32
 from mergekern.keys import LOWER, Key, starts_of
 from mergekern.plan import Input, Step
 from mergekern.sampling import LEAST, MOST, draw, guess, sample_parts
@@ -22,7 +24,7 @@ BACKEND = get_backend("cpu")
 
 def step(name: str, numel: int) -> Step:
     model = Input(0, name)
-    return Step(name, "merge", torch.float32, (numel,), model, (Input(1, name),), (0,))
+    return Step(name, "merge", FLOAT32, (numel,), model, (Input(1, name),), (0,))
 
 
 @settings(deadline=None)
@@ -47,17 +49,35 @@ def test_a_sample_is_spread_over_all_tensors(numels: list[int], stretch: int) ->
         assert widest < total / 20
 
 
+@settings(deadline=None)
+@given(
+    size=st.sampled_from([1, 2, 63, 4096, 40_001]),
+    values=st.sampled_from([1, 2, 300, 1 << 31, (1 << 63) - 1]),
+    shift=st.sampled_from([0, 16]),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 9),
+)
+def test_order_statistics(size: int, values: int, shift: int, threads: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    arrays = [rng.integers(0, values, size, np.int64, endpoint=True) >> shift for _ in range(3)]
+    ranks = [1, size, *rng.integers(1, size, 3, endpoint=True).tolist()]
+    asked = [(bits.ctypes.data, size, ranks) for bits in arrays]
+    for bits, found in zip(arrays, _C.order_statistics(threads, asked), strict=True):
+        order = np.argsort(~bits, kind="stable")
+        assert found == [(int(bits[order[r - 1]]), int(order[r - 1])) for r in ranks]
+
+
 @pytest.mark.parametrize("kind", ["near", "equal"])
 @pytest.mark.parametrize("share", [0.001, 0.2, 0.9, 1.0])
 def test_the_wanted_key_lies_between_the_guesses(kind: str, share: float) -> None:
     t = tile(2_000_000, [torch.bfloat16] * 2, kind, seed=3)
-    bits = BACKEND.magnitudes(t, 0, torch.float32).numpy()
+    bits = BACKEND.magnitudes(t, 0, FLOAT32)
     rank = max(1, int(share * bits.size))
     order = np.argsort(-bits, kind="stable")
     want = Key(int(bits[order[rank - 1]]), int(order[rank - 1]))
     tensors = Resident([(step("w", t.numel), t)])
-    sample = draw(BACKEND, tensors, torch.float32, [0])
-    found = guess(sample, torch.float32, {(0, LOWER): rank}, by_index=True)
+    sample = draw(BACKEND, tensors, FLOAT32, [0])
+    found = guess(sample, FLOAT32, {(0, LOWER): rank}, by_index=True)
     high, low = found[0, LOWER]
     if high == low:  # near
         assert high.magnitude == want.magnitude

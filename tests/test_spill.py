@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from cases import tile
 
+from mergekern.arrays import same_bytes
 from mergekern.backends.cpu import CpuBackend
 from mergekern.doubts import Doubt
+from mergekern.dtypes import BFLOAT16, FLOAT16, FLOAT32, to_torch
 from mergekern.errors import OutputError
 from mergekern.plan import Input, Step
 from mergekern.spill import SpilledDoubts
 
-DTYPES = (torch.bfloat16, torch.float32, torch.float16)
+DTYPES = (BFLOAT16, FLOAT32, FLOAT16)
 
 
 def doubts(numbers: list[tuple[int, int]]) -> tuple[list[Step], list[Doubt]]:
@@ -22,7 +24,7 @@ def doubts(numbers: list[tuple[int, int]]) -> tuple[list[Step], list[Doubt]]:
         Step(
             f"w{i}",
             "merge",
-            torch.bfloat16,
+            BFLOAT16,
             (1000,),
             Input(0, "w"),
             (Input(1, "w"), Input(2, "w")),
@@ -32,8 +34,8 @@ def doubts(numbers: list[tuple[int, int]]) -> tuple[list[Step], list[Doubt]]:
     ]
     found = []
     for number, first in numbers:
-        t = tile(1000, list(DTYPES), "bits", seed=first)
-        marks = torch.zeros(125, dtype=torch.uint8)
+        t = tile(1000, [to_torch(dtype) for dtype in DTYPES], "bits", seed=first)
+        marks = np.zeros(125, np.uint8)
         marks[first % 50 :: 7] = 0b1010
         index, values = CpuBackend(1).compact(t, marks, most=t.numel)
         found.append(Doubt(steps[number], index + first, values))
@@ -43,7 +45,7 @@ def doubts(numbers: list[tuple[int, int]]) -> tuple[list[Step], list[Doubt]]:
 def same(a: Doubt, b: Doubt) -> bool:
     columns = [(d.index, d.tile.base, *d.tile.experts) for d in (a, b)]
     pairs = zip(*columns, strict=True)
-    equal = all(torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in pairs)
+    equal = all(same_bytes(x, y) for x, y in pairs)
     return equal and a.step is b.step
 
 

@@ -15,6 +15,7 @@ from mergekern.backends.choose import get_backend
 from mergekern.backends.cpu import CpuBackend
 from mergekern.backends.philox import coins
 from mergekern.backends.reference import ReferenceBackend, block_sums, trim
+from mergekern.dtypes import FLOAT32, of_torch, to_torch, work_dtype
 from mergekern.fused import Tile
 from mergekern.geometry import ModelStock
 from mergekern.keys import Key
@@ -72,11 +73,12 @@ def kept(d: torch.Tensor, window) -> torch.Tensor:
 )
 def test_trimming_keeps_what_a_sort_keeps(numel, kind, dtype, density, gamma, ties, length) -> None:
     t = tile(numel, [dtype] * 3, kind, seed=numel)
-    work = torch.float64 if dtype == torch.float64 else torch.float32
+    work = work_dtype([of_torch(dtype)])
+    wide = to_torch(work)
     spec = spec_of(2, density=(density, 0.3), gamma=(gamma, 0.0), ties=ties)
     op = resolve(BACKEND, tensors_of([t], spec, length, work))
     for place in (0, 1):
-        d = t.experts[place].to(work) - t.base.to(work)
+        d = t.experts[place].to(wide) - t.base.to(wide)
         if not d.isfinite().all() or spec.density[place] == 1:
             continue
         want = sorted_mask(d, spec.density[place], spec.gamma[place], ties)
@@ -142,7 +144,7 @@ def test_walks_stop_at_the_right_tie(start: int, off: int) -> None:
     expert[ties] = 0.5
     whole = Tile("w", 0, base, (expert,))
     tensors = tensors_of([cut(whole, 0, 8), cut(whole, 8, 100_000)], spec_of(1), TILE_ALIGN)
-    magnitude = int(BACKEND.magnitudes(whole, 0, torch.float32)[7])
+    magnitude = int(BACKEND.magnitudes(whole, 0, FLOAT32)[7])
     at = ties.index(65_536 if start else 8)
     found = walk(BACKEND, tensors, 0, Key(magnitude, ties[at]), off)
     want = at + off

@@ -34,9 +34,9 @@ def test_ring(requests: list[int | None]) -> None:
 
 
 def test_arena_is_aligned() -> None:
-    assert ARENA.tensor.data_ptr() % (2 << 20) == 0
+    assert ARENA.address % (2 << 20) == 0
     ARENA.bytes[:3] = b"abc"
-    assert bytes(ARENA.tensor[:3].tolist()) == b"abc"
+    assert bytes(ARENA.array[:3].tolist()) == b"abc"
 
 
 @given(

@@ -1,4 +1,4 @@
-// Compact: the open elements of a tile, side by side.
+// Compact: the open elements of a tile, side by side. Put: back to where they were.
 #include <vector>
 
 #include "cpu/passes.h"
@@ -49,6 +49,15 @@ void gather(DType dtype, const void* from, const int64_t* index, int64_t n, void
   }
 }
 
+template <typename T>
+void put(const void* from, const int64_t* index, int64_t begin, int64_t end, void* to) {
+  const auto* x = static_cast<const char*>(from);
+  auto* y = static_cast<char*>(to);
+  for (int64_t i = begin; i < end; ++i) {
+    __builtin_memcpy(y + index[i] * sizeof(T), x + i * sizeof(T), sizeof(T));
+  }
+}
+
 }  // namespace
 
 std::vector<int64_t> open_starts(int threads, const uint8_t* open, int64_t numel) {
@@ -74,6 +83,18 @@ void compact(int threads, const Tile& t, const uint8_t* open, const int64_t* sta
     if (t.base) gather(t.base_dtype, t.base, mine, n, base, starts[piece]);
     for (int k = 0; k < t.count; ++k) {
       gather(t.experts[k].dtype, t.experts[k].data, mine, n, experts[k], starts[piece]);
+    }
+  });
+}
+
+void put(int threads, DType dtype, const void* from, const int64_t* index, int64_t n, void* to) {
+  parallel_for(threads, pieces_of(n), [&](int, int64_t piece) {
+    const int64_t begin = piece * kChunk, end = begin + kChunk < n ? begin + kChunk : n;
+    switch (dtype) {
+      case DType::f64: return put<uint64_t>(from, index, begin, end, to);
+      case DType::f32: return put<uint32_t>(from, index, begin, end, to);
+      case DType::f16:
+      case DType::bf16: return put<uint16_t>(from, index, begin, end, to);
     }
   });
 }

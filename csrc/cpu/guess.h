@@ -76,8 +76,8 @@ void guess(const Tile& t, const Margin* margins, int64_t begin, int64_t end, int
   for (int64_t at = begin; at < end; at += kStep) {
     const int n = static_cast<int>(end - at < kStep ? end - at : kStep);
     uint8_t marks[kStep] = {};
-    widen_block(t.base, t.base_dtype, at, base, n);
-    const int looked_at = t.together ? 1 : t.count;
+    if (!t.spread) widen_block(t.base, t.base_dtype, at, base, n);
+    const int looked_at = t.spread ? 1 : t.count;
     for (int k = 0; k < looked_at; ++k) {
       looked_at_block(t, k, at, base, d, n);
       guess_block(t.experts[k], margins[k], t.offset + at, d, n, kept + 4 * k, marks);

@@ -36,6 +36,9 @@ std::vector<int64_t> open_starts(int threads, const uint8_t* open, int64_t numel
 void compact(int threads, const Tile&, const uint8_t* open, const int64_t* starts, int64_t* index,
              void* base, void* const* experts);
 
+// to[index[i]] = from[i] for i below n; ascending
+void put(int threads, DType, const void* from, const int64_t* index, int64_t n, void* to);
+
 // Adds to the tallies, [threads, bins], and to the counts per chunk; returns the counts above.
 std::vector<int64_t> count(const How&, const Tile&, const std::vector<Bracket>&,
                            const std::vector<int64_t*>& tallies,

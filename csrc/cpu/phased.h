@@ -33,6 +33,7 @@ class PhasedPass {
       if (shape_.thins) coins_.emplace_back(t.experts[k].index, op);
       Ballot& e = ballots_[k];
       e.coef = Floats{} + static_cast<float>(t.experts[k].coef);
+      e.vote = Floats{} + static_cast<float>(t.experts[k].vote);
       e.share = Floats{} + static_cast<float>(t.experts[k].share);
       e.values = &floats_[kPhaseFloats * (k + 3)];
     }
@@ -151,26 +152,20 @@ class PhasedPass {
   }
 
   void thin_inputs(int64_t at, int n, int padded) {
-    alignas(64) float spread[kPhase];
-    if (op_.trim_by == TrimBy::variance) variance_block(t_, at, spread, n);
+    if (op_.trim_by == TrimBy::variance) spread_.look(t_, at, n);
     for (int k = 0; k < t_.count; ++k) {
       const Expert& e = t_.experts[k];
       const bool selects = by_variance(op_, e);
       if (!selects && !e.mask && !e.drop) continue;
-      uint16_t kept[kPhase] = {}, also[kPhase];
-      bool first = true;
+      const uint16_t* kept = selects ? spread_.select(e.window) : nullptr;
+      uint16_t by_mask[kPhase + kLanesOf16], by_coin[kPhase];
       if (e.mask) {
-        unpack_block(e.mask + at / 8, kept, n);
-        first = false;
-      }
-      if (selects) {
-        select_block(e.window, t_.offset + at, spread, first ? kept : also, n);
-        if (!first) and_block(also, kept, n);
-        first = false;
+        unpack_block(e.mask + at / 8, by_mask, n);
+        kept = both(kept, by_mask, n);
       }
       if (e.drop) {
-        keep_block(e, op_, coins_[k], t_.offset + at, first ? kept : also, padded);
-        if (!first) and_block(also, kept, padded);
+        keep_block(e, op_, coins_[k], t_.offset + at, by_coin, padded);
+        kept = both(kept, by_coin, padded);
       }
       char* to = spare(t_.count + 1 + k);
       drop_words<typename In::Word>(base_, ballots_[k].x, kept, to, padded);
@@ -178,8 +173,10 @@ class PhasedPass {
     }
   }
 
-  static void and_block(const uint16_t* __restrict__ also, uint16_t* __restrict__ kept, int n) {
-    for (int i = 0; i < n; ++i) kept[i] &= also[i];
+  // What is kept by both, in place of the second; by the second, where there is no other.
+  static const uint16_t* both(const uint16_t* one, uint16_t* other, int n) {
+    for (int i = 0; one && i < n; ++i) other[i] &= one[i];
+    return other;
   }
 
   void vote_all(int n, uint8_t* marks) {
@@ -194,7 +191,7 @@ class PhasedPass {
   void finish_all(int n) {
     finish_.base = base_;
     const Floats* merged = sum();
-    if (shape_.vote == Vote::scaled || shape_.vote == Vote::plain) {
+    if (shape_.vote != Vote::none && shape_.vote != Vote::count) {
       for (int k = 0; k < t_.count;) {
         const int group = group_of(t_.count - k);
         combine_of(group, shape_.mean)(&ballots_[k], k == 0, sum(), num(), den(), n);
@@ -220,6 +217,7 @@ class PhasedPass {
   int64_t steady_until_ = 0, padding_ = 0;
   const char* base_ = nullptr;
   std::vector<Coins> coins_;
+  Spread<float> spread_;
   std::vector<Ballot> ballots_;
   std::vector<Floats> floats_;
   std::vector<Words> words_;
@@ -245,10 +243,10 @@ bool phased(const FusedOp& op, const Tile& t, const Margin* margins, int64_t beg
             void* out, DType out_dtype, Findings* found, int64_t* kept, uint8_t* open) {
   if (!common(op) || (margins && !guesses_low_cuts(op, t, margins))) return false;
   if (out_dtype != DType::bf16 && out_dtype != DType::f32) return false;
-  if (all_inputs(op, t, DType::bf16)) {
+  if (knows<Bf16Lanes>(op, t)) {
     return run_phased<Bf16Lanes>(op, t, margins, begin, end, out, out_dtype, found, kept, open);
   }
-  return all_inputs(op, t, DType::f32) &&
+  return knows<Fp32Lanes>(op, t) &&
          run_phased<Fp32Lanes>(op, t, margins, begin, end, out, out_dtype, found, kept, open);
 }
 

@@ -16,14 +16,15 @@ constexpr int kPhase = 256;                        // elements of a block
 constexpr int kAhead = 2 * kPhase;                 // while later phases compute, inputs come near
 constexpr int kPhaseFloats = kPhase / kLanesOf32;  // registers of floats of a block
 enum class Take { value, delta, above, between };  // all of x; x - base: all, from lo on, in a band
-enum class Vote { none, plain, scaled, count };    // no election; of deltas; of values; no merge
-enum class Guess { none, count, both, mark };      // speculation: one count; two; and marks
-enum class Mean { none, counted, shared };         // denominators: none, votes, votes' shares
+// No election; one of deltas; of values; of ballots that differ from them; nothing is merged.
+enum class Vote { none, plain, scaled, apart, count };
+enum class Guess { none, count, both, mark };  // speculation: one count; two; and marks
+enum class Mean { none, counted, shared };     // denominators: none, votes, votes' shares
 enum class Divide { no, fixed, votes, shares };
 
 struct Ballot {
   const char* x;
-  Floats coef, share;
+  Floats coef, vote, share;
   Ints below_lo, below_hi, below_strict, below_wide;  // one below a cut: what reaches it is greater
   Ints reached, reached_strict;                       // sums of masks: counts, negative
   Floats* values;                                     // [kPhaseFloats], with an election
@@ -34,13 +35,14 @@ template <int G>
 struct Group {
   const char* x[G];
   Floats* values[G];
-  Floats coef[G], share[G];
+  Floats coef[G], vote[G], share[G];
   Ints below_lo[G], below_hi[G], below_strict[G], below_wide[G], tally[G];
 
   inline __attribute__((always_inline)) explicit Group(const Ballot* e) {
 #pragma GCC unroll 4
     for (int k = 0; k < G; ++k) {
       x[k] = e[k].x, values[k] = e[k].values, coef[k] = e[k].coef, share[k] = e[k].share;
+      vote[k] = e[k].vote;
       below_lo[k] = e[k].below_lo, below_hi[k] = e[k].below_hi;
       below_strict[k] = e[k].below_strict, below_wide[k] = e[k].below_wide;
       tally[k] = Ints{};
@@ -105,9 +107,12 @@ static void vote(const char* base, Ballot* ballots, bool first, Floats* sum, int
       Floats w = take<kTake, kGuess>(e, k, x.second, b.second, &seen_too);
       e.tally[k] = add_tallies<kGuess>(e.tally[k], add_tallies<kGuess>(seen.tally, seen_too.tally));
       if (kVote == Vote::count) continue;
+      if (kVote == Vote::apart) {
+        sums.first = sums.first + v * e.vote[k];
+        sums.second = sums.second + w * e.vote[k];
+      }
       if (kVote != Vote::plain) v = v * e.coef[k], w = w * e.coef[k];
-      sums.first = sums.first + v;
-      sums.second = sums.second + w;
+      if (kVote != Vote::apart) sums.first = sums.first + v, sums.second = sums.second + w;
       if (kVote != Vote::none) e.values[k][at] = v, e.values[k][at + 1] = w;
     }
     if (kVote != Vote::count) sum[at] = sums.first, sum[at + 1] = sums.second;

@@ -44,8 +44,9 @@ void add_products(const Work* a, const Work* b, int n, double* __restrict__ lane
 
 template <typename Work>
 void masked_sums(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, double* out) {
-  const Scratch<Work> scratch(3);
-  Work *base = scratch[0], *d = scratch[1], *spread = scratch[2];
+  const Scratch<Work> scratch(2);
+  Work *base = scratch[0], *d = scratch[1];
+  Spread<Work> spread;
   for (int64_t block = begin; block < end; block += kBlock) {
     const int64_t stop = end - block < kBlock ? end : block + kBlock;
     double* sums = out + block / kBlock * t.count * 2;
@@ -56,7 +57,7 @@ void masked_sums(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, d
         widen_block(t.base, t.base_dtype, at, base, n);
         delta_block<false>(t.experts[k], at, base, d, n, 0, 0);
         add_magnitudes(d, n, before);
-        if (op.trim_by == TrimBy::variance) variance_block(t, at, spread, n);
+        if (op.trim_by == TrimBy::variance) spread.look(t, at, n);
         thinned_block(op, t, k, at, base, spread, d, n);
         add_magnitudes(d, n, after);
       }
@@ -68,16 +69,17 @@ void masked_sums(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, d
 
 template <typename Work>
 void energies(const FusedOp& op, const Tile& t, int64_t begin, int64_t end, double* out) {
-  const Scratch<Work> scratch(3);
+  const Scratch<Work> scratch(2);
   const Scratch<double> lanes((t.count * kLanes + kStep - 1) / kStep);
-  Work *base = scratch[0], *d = scratch[1], *spread = scratch[2];
+  Work *base = scratch[0], *d = scratch[1];
+  Spread<Work> spread;
   for (int64_t block = begin; block < end; block += kBlock) {
     const int64_t stop = end - block < kBlock ? end : block + kBlock;
     clear(lanes.data, t.count * kLanes);
     for (int64_t at = block; at < stop; at += kStep) {
       const int n = static_cast<int>(stop - at < kStep ? stop - at : kStep);
       widen_block(t.base, t.base_dtype, at, base, n);
-      if (op.trim_by == TrimBy::variance) variance_block(t, at, spread, n);
+      if (op.trim_by == TrimBy::variance) spread.look(t, at, n);
       for (int k = 0; k < t.count; ++k) {
         thinned_block(op, t, k, at, base, spread, d, n);
         add_products(d, d, n, lanes.data + k * kLanes);

@@ -13,7 +13,7 @@ namespace {
 // The number that is looked at: the delta of an expert, or the variance of all.
 template <typename Work>
 void looked_at_block(const Tile& t, int k, int64_t at, const Work* base, Work* d, int n) {
-  if (t.together) {
+  if (t.spread) {
     variance_block(t, at, d, n);
   } else {
     delta_block<false>(t.experts[k], at, base, d, n, 0, 0);
@@ -86,7 +86,7 @@ int point_block(const Expert& e, int64_t at_, const Work* base, int n, uint64_t 
 template <typename Work>
 void count(const Tile& t, int64_t begin, int64_t end, const Bracket* brackets, int count,
            Counter* counters) {
-  if (sizeof(Work) == sizeof(float) && !t.together) {
+  if (sizeof(Work) == sizeof(float) && !t.spread) {
     if (are_points(t, brackets, count, DType::bf16)) {
       return count_points<Bf16Lanes>(t, begin, end, brackets, count, counters);
     }
@@ -105,7 +105,7 @@ void count(const Tile& t, int64_t begin, int64_t end, const Bracket* brackets, i
     for (int q = 0; q < count; ++q) {
       const int k = brackets[q].expert;
       int64_t* ties = &counters[q].chunks[at / kChunk];
-      if (brackets[q].bins == 1 && brackets[q].shift == 0 && !t.together) {
+      if (brackets[q].bins == 1 && brackets[q].shift == 0 && !t.spread) {
         *ties += point_block(t.experts[k], at, base, n, brackets[q].low, &counters[q]);
         continue;
       }

@@ -29,13 +29,32 @@ bool common(const FusedOp& op) {
   if (op.rule == Rule::linear_combination) return true;
   if (op.combine == Combine::max || op.least != 0) return false;
   if (op.elect == Elect::none) return op.combine == Combine::sum;
-  return op.elect == Elect::mass && op.ballots_are_values;
+  return op.elect == Elect::mass;
+}
+
+bool in_range(float x, float low, float high) { return x >= low && x <= high; }
+
+// Every ballot has the sign of its value: neither underflows where a delta is not 0. Nor is there
+// an infinite ballot without an infinite value, which the output would show.
+bool signs_agree(const Tile& t, float least) {
+  bool all = true;
+  for (int k = 0; k < t.count; ++k) {
+    all = all && in_range(static_cast<float>(t.experts[k].coef), least, 0x1p60f);
+    all = all && in_range(static_cast<float>(t.experts[k].vote), least, 1.0f);
+  }
+  return all;
+}
+
+template <typename In>
+bool knows(const FusedOp& op, const Tile& t) {
+  const bool alike = op.ballots_are_values || op.elect == Elect::none;
+  return all_inputs(op, t, In::dtype) && (alike || signs_agree(t, In::kLeastExact));
 }
 
 bool has_upper_cut(const Window& w) { return w.hi <= Bits<float>::abs; }
 
 bool guesses_low_cuts(const FusedOp& op, const Tile& t, const Margin* margins) {
-  bool low = !t.together && op.trim_by == TrimBy::magnitude;
+  bool low = !t.spread && op.trim_by == TrimBy::magnitude;
   for (int k = 0; k < t.count; ++k) {
     low = low && !t.experts[k].drop && !t.experts[k].mask && !has_upper_cut(t.experts[k].window);
     low = low && !has_upper_cut(margins[k].strict) && !has_upper_cut(margins[k].wide);
@@ -45,8 +64,6 @@ bool guesses_low_cuts(const FusedOp& op, const Tile& t, const Margin* margins) {
 
 bool power_of_two(float x) { return (bit_cast<uint32_t>(x) & 0x7fffffu) == 0; }
 
-bool in_range(float x, float low, float high) { return x >= low && x <= high; }
-
 // All coefs are one power of two c that may be left out of the sums, where c does not make deltas
 // or their sums underflow (lanes.h: kLeastExact): every product is exact and every sum of products
 // is c times the sum, rounding included.
@@ -54,6 +71,13 @@ bool coefs_may_wait(const Tile& t, float least) {
   const float c = static_cast<float>(t.experts[0].coef);
   bool all = in_range(c, least, 1.0f) && power_of_two(c);
   for (int k = 1; k < t.count; ++k) all = all && t.experts[k].coef == t.experts[0].coef;
+  return all;
+}
+
+// Ballots are the deltas themselves.
+bool one_vote(const Tile& t) {
+  bool all = true;
+  for (int k = 0; k < t.count; ++k) all = all && t.experts[k].vote == 1;
   return all;
 }
 
@@ -97,10 +121,10 @@ Shape shape_of(const FusedOp& op, const Tile& t, bool guessed, bool merged) {
   if (!merged) s.vote = Vote::count;
   if (s.take == Take::value || op.elect == Elect::none || !merged) return s;
 
-  s.vote = Vote::scaled;
+  s.vote = op.ballots_are_values ? Vote::scaled : Vote::apart;
   const float coef = static_cast<float>(t.experts[0].coef);
   const float share = static_cast<float>(t.experts[0].share);
-  const bool plain = coefs_may_wait(t, In::kLeastExact);
+  const bool plain = coefs_may_wait(t, In::kLeastExact) && (op.ballots_are_values || one_vote(t));
   if (op.combine == Combine::mean) {
     s.mean = shares_are_votes(t) ? Mean::counted : Mean::shared;
     s.divide = s.mean == Mean::counted ? Divide::votes : Divide::shares;
@@ -131,6 +155,7 @@ VoteFn vote_of(Vote v) {
     case Vote::none: return vote<In, G, kTake, Vote::none, kGuess>;
     case Vote::plain: return vote<In, G, kTake, Vote::plain, kGuess>;
     case Vote::count: return vote<In, G, kTake, Vote::count, kGuess>;
+    case Vote::apart: return vote<In, G, kTake, Vote::apart, kGuess>;
     case Vote::scaled: break;
   }
   return vote<In, G, kTake, Vote::scaled, kGuess>;

@@ -122,26 +122,55 @@ void select_block(const Window& w, int64_t element, const Work* __restrict__ mea
   }
 }
 
+inline bool same(const Window& a, const Window& b) {
+  return a.lo == b.lo && a.hi == b.hi && a.lo_last == b.lo_last && a.hi_last == b.hi_last;
+}
+
+// The variances of a block, and what a window keeps of them: most often one for all experts.
+template <typename Work>
+class Spread {
+ public:
+  void look(const Tile& t, int64_t at, int n) {
+    variance_block(t, at, variances_, n);
+    element_ = t.offset + at;
+    n_ = n;
+    window_ = nullptr;
+  }
+
+  // Room for a register behind the last; the window stays where it is until the next look.
+  const uint16_t* select(const Window& w) {
+    if (!window_ || !same(*window_, w)) select_block(w, element_, variances_, kept_, n_);
+    window_ = &w;
+    return kept_;
+  }
+
+ private:
+  alignas(64) Work variances_[kStep];
+  alignas(64) uint16_t kept_[kStep + kLanesOf16] = {};
+  const Window* window_ = nullptr;
+  int64_t element_ = 0;
+  int n_ = 0;
+};
+
 inline bool by_variance(const FusedOp& op, const Expert& e) {
   return op.trim_by == TrimBy::variance && e.trim;
 }
 
 // The deltas of one expert, masked, trimmed and dropped; false if an input of its is NaN or Inf.
-// spread: the variance of all deltas, where windows look at it
+// spread: of this block, where windows look at it
 template <typename Work>
 bool thinned_block(const FusedOp& op, const Tile& t, int k, int64_t at, const Work* base,
-                   const Work* spread, Work* __restrict__ d, int n) {
+                   Spread<Work>& spread, Work* __restrict__ d, int n) {
   const Expert& e = t.experts[k];
-  uint16_t kept[kStep + kLanesOf16];
   bool ok;
   if (by_variance(op, e)) {
     ok = delta_block<false>(e, at, base, d, n, 0, 0);
-    select_block(e.window, t.offset + at, spread, kept, n);
-    keep_only(kept, d, n);
+    keep_only(spread.select(e.window), d, n);
   } else {
     ok = trimmed_block(e, at, t.offset + at, base, d, n);
   }
   if (e.mask) {
+    uint16_t kept[kStep + kLanesOf16];
     unpack_block(e.mask + at / 8, kept, n);
     keep_only(kept, d, n);
   }

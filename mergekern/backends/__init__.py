@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
+import numpy as np
 
+from mergekern.arrays import Array
+from mergekern.dtypes import DType
 from mergekern.fused import Batch, Findings, FusedOp, Pruning, Tile, Window
 
 BLOCK = 4096  # elements of one partial sum
@@ -36,7 +38,7 @@ class Counts:
     """Counts of one bracket over one tile."""
 
     above: int  # magnitudes at or beyond the bracket's end
-    chunks: torch.Tensor  # int64 [ceil(numel / CHUNK)]: magnitudes inside, per run of CHUNK
+    chunks: np.ndarray  # int64 [ceil(numel / CHUNK)]: magnitudes inside, per run of CHUNK
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class Speculation:
     """
 
     findings: Findings
-    kept: torch.Tensor  # int64 [K, 2, 2]: magnitudes that reach lower, upper cut of strict, given
-    open: torch.Tensor  # uint8 [ceil(numel / 8)]: element i is bit i % 8 of byte i // 8
+    kept: np.ndarray  # int64 [K, 2, 2]: magnitudes that reach lower, upper cut of strict, given
+    open: Array  # uint8 [ceil(numel / 8)]: element i is bit i % 8 of byte i // 8
 
 
 class Backend(Protocol):
@@ -78,39 +80,40 @@ class Backend(Protocol):
     ranked: int
     together: bool
 
-    def pin(self, memory: torch.Tensor) -> Callable[[], None]:
+    def pin(self, memory: np.ndarray) -> Callable[[], None]:
         """Told of host memory that many inputs will come from. Returns what to call before it is
         given back."""
 
-    def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
+    def fuse(self, op: FusedOp, tile: Tile, out: Array) -> Findings:
         """Run the op over a tile into `out` (flat, any mergeable dtype).
 
         Masks are the tile's: what an op's pruning makes is asked for first, by prune().
         """
 
     def speculate(
-        self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None
+        self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: Array | None
     ) -> Speculation:
         """fuse() with windows that are guesses: counts and marks what may prove them wrong.
 
         A task_vector op, one margin per expert. Without `out`, counts and marks alone.
         """
 
-    def compact(
-        self, tile: Tile, open_: torch.Tensor, most: int
-    ) -> tuple[torch.Tensor, Tile] | None:
+    def compact(self, tile: Tile, open_: Array, most: int) -> tuple[Array, Tile] | None:
         """The open elements of a tile: their places in it (int64, ascending), and their values as a
         tile of its own, from offset 0 on. None, and no memory taken, where they are more than
         `most`."""
 
+    def put(self, values: Array, index: Array, out: Array) -> None:
+        """out[index] = values, in one dtype; the index as compact() gives it: ascending."""
+
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         """Run the op over many tiles. Returns what was found, for tiles where something was."""
 
-    def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
+    def magnitudes(self, tile: Tile, expert: int, work: DType) -> np.ndarray:
         """bits(|x_expert - base|) as int64, flat; meant for samples and single chunks."""
 
     def count(
-        self, tile: Tile, brackets: list[Bracket], work: torch.dtype, tallies: list[torch.Tensor]
+        self, tile: Tile, brackets: list[Bracket], work: DType, tallies: list[np.ndarray]
     ) -> list[Counts]:
         """Count the magnitudes of every bracket in one pass over the tile.
 
@@ -118,16 +121,16 @@ class Backend(Protocol):
         the histogram of all tiles counted so far.
         """
 
-    def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
+    def masked_sums(self, op: FusedOp, tile: Tile) -> np.ndarray:
         """fp64 [blocks, K, 2]: sum |d| before and after mask, trim and drop, per BLOCK elements."""
 
-    def energies(self, op: FusedOp, tile: Tile) -> torch.Tensor:
+    def energies(self, op: FusedOp, tile: Tile) -> np.ndarray:
         """fp64 [blocks, K]: sum d^2 after mask, trim and drop, per BLOCK elements."""
 
-    def prune(self, pruning: Pruning, tile: Tile) -> tuple[torch.Tensor | None, ...]:
+    def prune(self, pruning: Pruning, tile: Tile) -> tuple[Array | None, ...]:
         """The masks of a tile made of whole rows; None for experts that keep all. See Pruning."""
 
-    def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
+    def gram(self, tile: Tile, work: DType) -> np.ndarray:
         """fp64 [blocks, K, K]: dot products of the deltas (weights without a base), per BLOCK."""
 
 

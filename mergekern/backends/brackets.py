@@ -7,11 +7,12 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from mergekern.backends.groups import Groups
 from mergekern.backends.launch import Pass
+from mergekern.dtypes import FLOAT64, to_torch
 from mergekern.fused import EVERY_INDEX, Batch, FusedOp
+from mergekern.lazily import torch
 
 SIGMAS = 4.5  # of a sampled rank; see mergekern/sampling.py
 RUN = 64  # elements that are sampled together
@@ -58,11 +59,12 @@ def bracket(
     size = min(max(int(2 * least ** (2 / 3)), LEAST), most, least // 4) // RUN * RUN
     places = _spread_out(groups.total, size // RUN).flatten(1)
     base, experts = on.gather(on.tables(op, batch, None), *groups.located(places))
-    wide_base = base.to(op.work)
-    bound = 2**63 - 1 if op.work == torch.float64 else 2**31
+    work = to_torch(op.work)
+    wide_base = base.to(work)
+    bound = 2**63 - 1 if op.work == FLOAT64 else 2**31
     cuts = []
     for k, expert in enumerate(experts):
-        bits = _magnitudes(expert.to(op.work) - wide_base).view(len(places), -1)
+        bits = _magnitudes(expert.to(work) - wide_base).view(len(places), -1)
         keys = _Sample(bits, places, groups.total, bound, batch.by_index)
         cuts.append(torch.stack([keys.around(ranks[:, k, side]) for side in (0, 1)], 2))
     strict, wide = torch.stack(cuts, 1).unbind(2)  # [g, K, side, cut and last]

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
+from mergekern.arrays import Array, device_of, dtype_of, is_contiguous
 from mergekern.backends import CHUNK, Margin
+from mergekern.dtypes import FLOAT64, INT64, MERGEABLE, UINT8, DType
 from mergekern.fused import KEEP_ALL, Batch, FusedOp, Pruning, Tile
 
-MOST_RANKS = 1 << 31  # of a row: they are counted in 31 bits
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+MOST_RANKS = 1 << 31  # of a row: they are counted in 32 bits
 
 
-def check_tile(tile: Tile, work: torch.dtype, device: torch.device, *, deltas: bool = True) -> None:
+def check_tile(tile: Tile, work: DType, device: str, *, deltas: bool = True) -> None:
     """A tile that something is computed of, in dtype `work`."""
     if deltas and tile.base is None:
         raise ValueError(f"{tile.tensor}: deltas need a base")
@@ -23,32 +23,31 @@ def check_tile(tile: Tile, work: torch.dtype, device: torch.device, *, deltas: b
             f"{tile.tensor}: a tile starts at a multiple of {CHUNK}, not {tile.offset}"
         )
     check_inputs(tile, device)
-    if work != torch.float64 and torch.float64 in {
-        x.dtype for x in (tile.base, *tile.experts) if x is not None
+    if work != FLOAT64 and FLOAT64 in {
+        dtype_of(x) for x in (tile.base, *tile.experts) if x is not None
     }:
         raise ValueError(f"{tile.tensor}: float64 inputs are computed in float64")
 
 
-def check_inputs(tile: Tile, device: torch.device) -> None:
+def check_inputs(tile: Tile, device: str) -> None:
     check_masks(tile, device)
-    for tensor in (*tile.experts, *(() if tile.base is None else (tile.base,))):
-        if not tensor.is_contiguous() or tensor.numel() != tile.numel:
+    for array in (*tile.experts, *(() if tile.base is None else (tile.base,))):
+        if not is_contiguous(array) or len(array) != tile.numel:
             raise ValueError(f"{tile.tensor}: inputs must be {tile.numel} contiguous elements")
-        if tensor.dtype not in FLOATS or tensor.device != device:
-            raise ValueError(
-                f"{tile.tensor}: cannot read {tensor.dtype} on {tensor.device} from {device}"
-            )
+        found, where = dtype_of(array), device_of(array)
+        if found not in MERGEABLE or where != device:
+            raise ValueError(f"{tile.tensor}: cannot read {found} on {where} from {device}")
 
 
-def check_masks(tile: Tile, device: torch.device) -> None:
+def check_masks(tile: Tile, device: str) -> None:
     if tile.masks and len(tile.masks) != len(tile.experts):
         raise ValueError(f"{tile.tensor}: want a mask, or None, for each expert, or no masks")
-    wanted = (torch.uint8, -(-tile.numel // 8), device)
+    wanted = (UINT8, -(-tile.numel // 8), device)
     for mask in tile.masks:
         if mask is None:
             continue
-        found = (mask.dtype, mask.numel(), mask.device)
-        if found != wanted or not mask.is_contiguous():
+        found = (dtype_of(mask), len(mask), device_of(mask))
+        if found != wanted or not is_contiguous(mask):
             raise ValueError(
                 f"{tile.tensor}: a mask is {wanted[1]} contiguous bytes on {device}, "
                 f"not {found[1]} of {found[0]} on {found[2]}"
@@ -56,7 +55,7 @@ def check_masks(tile: Tile, device: torch.device) -> None:
 
 
 def check_margins(op: FusedOp, tile: Tile, margins: Sequence[Margin]) -> None:
-    looked_at = 1 if tile.together else len(tile.experts)
+    looked_at = 1 if tile.spread else len(tile.experts)
     if op.rule != "task_vector" or not len(margins) == len(op.experts) == looked_at:
         raise ValueError(f"{tile.tensor}: want a task_vector op, a margin for every expert")
 
@@ -72,16 +71,28 @@ def check_pruning(pruning: Pruning, tile: Tile) -> None:
         raise ValueError(f"{tile.tensor}: only whole rows of {pruning.length} are ranked")
 
 
-def check_out(tile: Tile, out: torch.Tensor, device: torch.device) -> None:
-    if not out.is_contiguous() or out.numel() != tile.numel:
+def check_out(tile: Tile, out: Array, device: str) -> None:
+    if not is_contiguous(out) or len(out) != tile.numel:
         raise ValueError(f"{tile.tensor}: out must be {tile.numel} contiguous elements")
-    if out.dtype not in FLOATS or out.device != device:
-        raise ValueError(f"{tile.tensor}: cannot write {out.dtype} on {out.device} from {device}")
+    found, where = dtype_of(out), device_of(out)
+    if found not in MERGEABLE or where != device:
+        raise ValueError(f"{tile.tensor}: cannot write {found} on {where} from {device}")
 
 
-def check_open(tile: Tile, open_: torch.Tensor) -> None:
-    if open_.dtype != torch.uint8 or open_.numel() != -(-tile.numel // 8):
+def check_open(tile: Tile, open_: Array) -> None:
+    if (dtype_of(open_), len(open_)) != (UINT8, -(-tile.numel // 8)) or not is_contiguous(open_):
         raise ValueError(f"{tile.tensor}: want one bit for each of {tile.numel} elements")
+
+
+def check_put(values: Array, index: Array, out: Array, device: str) -> None:
+    given, wanted, places = (dtype_of(x) for x in (values, out, index))
+    if given != wanted or wanted not in MERGEABLE or places != INT64:
+        raise ValueError(f"cannot put {given} into {wanted} by {places}")
+    if any(device_of(x) != device or not is_contiguous(x) for x in (values, index, out)):
+        raise ValueError(f"values, index and out must be contiguous, on {device}")
+    ends = index[:: max(1, len(index) - 1)].tolist()
+    if len(values) != len(index) or not all(0 <= end < len(out) for end in ends):
+        raise ValueError(f"want an index for each of {len(values)} values, within out")
 
 
 def check_batch(op: FusedOp, batch: Batch, ranked: int = CHUNK, *, together: bool = False) -> None:
@@ -112,7 +123,7 @@ def check_batch(op: FusedOp, batch: Batch, ranked: int = CHUNK, *, together: boo
     if batch.ranks is not None:
         _check_ranks(batch, batch.ranks, ranked)
     given = {*batch.experts, *(() if batch.base is None else (batch.base,))}
-    if not given <= set(FLOATS) or (torch.float64 in given and op.work != torch.float64):
+    if not given <= set(MERGEABLE) or (FLOAT64 in given and op.work != FLOAT64):
         raise ValueError(f"a batch of {sorted(map(str, given))} is not computed in {op.work}")
 
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
+from mergekern.arrays import HOST
 from mergekern.backends import Backend
 from mergekern.backends.cpu import CpuBackend
-from mergekern.backends.device import DeviceBackend
-from mergekern.backends.launch import Kernels
-from mergekern.backends.reference import ReferenceBackend
-from mergekern.backends.staged import LARGEST_SLOT, SLOTS, StagedBackend
 from mergekern.errors import RecipeError
+from mergekern.lazily import torch
 from mergekern.methods.parameters import nearest
+
+if TYPE_CHECKING:
+    from mergekern.backends.launch import Kernels
 
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 DEVICES = ("auto", "cpu", "cuda", "cuda:0 (cuda:1 …)")
-HOST = torch.device("cpu")
+DRIVERS = ("libcuda.so.1", "nvcuda.dll")  # NVIDIA's; AMD's is known by its device
 MARGIN = 0.1  # of a device's free memory that is left to others
 
 
@@ -27,7 +29,7 @@ def get_backend(
     threads: int | None = None,
     *,
     device: str = "auto",
-    held: torch.device = HOST,
+    held: str = HOST,
     max_device_memory: int | None = None,
 ) -> Backend:
     """The backend of that name on that device; "auto" takes the fastest that can run here.
@@ -47,6 +49,8 @@ def get_backend(
             f"device ({device!r}) and backend ({name!r}) at auto"
         )
     if name == "reference":
+        from mergekern.backends.reference import ReferenceBackend
+
         return ReferenceBackend()
     if name == "cpu" or (where == HOST and name != "triton"):
         return CpuBackend(threads)
@@ -55,10 +59,21 @@ def get_backend(
         if (name, device, held) == ("auto", "auto", HOST):
             return CpuBackend(threads)
         raise RecipeError(f"nothing merges on {where} here: {why_not}")
-    merging = DeviceBackend(kernels, where)
+    return _on_device(kernels, where, held, threads, max_device_memory)
+
+
+def _on_device(
+    kernels: Kernels, where: str, held: str, threads: int | None, room: int | None
+) -> Backend:
+    # Loaded here: who merges on the CPU starts the sooner.
+    from mergekern.backends.device import DeviceBackend
+    from mergekern.backends.staged import LARGEST_SLOT, SLOTS, StagedBackend
+
+    merging = DeviceBackend(kernels, torch.device(where))
     if held == where:
         return merging
-    return StagedBackend(merging, CpuBackend(threads), max_device_memory or _free(where))
+    free = SLOTS * LARGEST_SLOT if where == HOST else _free(where)
+    return StagedBackend(merging, CpuBackend(threads), room or free)
 
 
 def check_choice(name: str, device: str, threads: int | None) -> None:
@@ -80,42 +95,53 @@ def check_choice(name: str, device: str, threads: int | None) -> None:
         raise RecipeError("backend 'cuda' merges on a GPU, device is 'cpu': leave one out")
 
 
-def _place(device: str, name: str, held: torch.device) -> torch.device:
+def _place(device: str, name: str, held: str) -> str:
     """The device that is meant."""
     if device == "cpu":
         return HOST
     if device == "auto" and held != HOST:
         return held
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = torch.cuda.device_count() if has_driver() and torch.cuda.is_available() else 0
     if device == "auto":
         # Without a GPU, "cuda" says below what it lacks, and Triton may be interpreting.
         if name in ("cpu", "reference") or not (gpus or name == "cuda"):
             return HOST
-        return torch.device("cuda", torch.cuda.current_device() if gpus else 0)
+        return f"cuda:{torch.cuda.current_device() if gpus else 0}"
     number = device.partition(":")[2]
     if not gpus or int(number or 0) >= gpus:
         raise RecipeError(f"device is {device!r}; torch sees {gpus} GPUs on this machine")
-    return torch.device("cuda", int(number) if number else torch.cuda.current_device())
+    return f"cuda:{number or torch.cuda.current_device()}"
 
 
-def _kernels(name: str, device: torch.device) -> tuple[Kernels | None, str]:
+def _kernels(name: str, device: str) -> tuple[Kernels | None, str]:
     """The kernels that were asked for, or the first that can run here; why there are none."""
     reasons = []
     for kind in ("cuda", "triton") if name == "auto" else (name,):
         module = import_module(f"mergekern.backends.{kind}")
         missing = module.missing()
         if missing is None:
-            return module.kernels(device), ""
+            return module.kernels(torch.device(device)), ""
         reasons.append(f"{kind}: {missing}")
     return None, "; ".join(reasons)
 
 
-def _free(device: torch.device) -> int:
-    """What copies may take of a device's memory."""
-    if device.type == "cpu":
-        return SLOTS * LARGEST_SLOT
+def _free(device: str) -> int:
+    """What copies may take of a GPU's memory."""
     free, _ = torch.cuda.mem_get_info(device)
     return int(free * (1 - MARGIN))
+
+
+def has_driver() -> bool:
+    """Whether a GPU may be there, asked without torch, which takes seconds to load."""
+    return Path("/dev/kfd").exists() or any(map(_loads, DRIVERS))
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _or(names: Sequence[str]) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from mergekern import _C, huge
+from mergekern.arrays import HOST, Array, address, dtype_of, host_view
 from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation, nothing
 from mergekern.backends.checks import (
     check_batch,
@@ -19,10 +20,12 @@ from mergekern.backends.checks import (
     check_open,
     check_out,
     check_pruning,
+    check_put,
     check_tile,
 )
 from mergekern.backends.formulas import spelled
 from mergekern.backends.functions import run
+from mergekern.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INT64, UINT8, DType
 from mergekern.fused import (
     KEEP_ALL,
     Batch,
@@ -35,12 +38,11 @@ from mergekern.fused import (
 )
 
 _DTYPES = {
-    torch.float64: _C.DType.f64,
-    torch.float32: _C.DType.f32,
-    torch.float16: _C.DType.f16,
-    torch.bfloat16: _C.DType.bf16,
+    FLOAT64: _C.DType.f64,
+    FLOAT32: _C.DType.f32,
+    FLOAT16: _C.DType.f16,
+    BFLOAT16: _C.DType.bf16,
 }
-_CPU = torch.device("cpu")
 _PLAIN = ExpertScalars(index=0, coef=1.0)
 
 
@@ -74,13 +76,13 @@ class CpuBackend:
         self.threads = self.lanes = threads or available_cores()
         self.instruction_set = instruction_set or instruction_sets()[-1]
 
-    def pin(self, memory: torch.Tensor) -> Callable[[], None]:
+    def pin(self, memory: np.ndarray) -> Callable[[], None]:
         return nothing
 
-    def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
-        check_tile(tile, op.work, _CPU, deltas=op.rule == "task_vector")
-        check_out(tile, out, _CPU)
-        how, written = self._how(op.work), (out.data_ptr(), _DTYPES[out.dtype])
+    def fuse(self, op: FusedOp, tile: Tile, out: Array) -> Findings:
+        check_tile(tile, op.work, HOST, deltas=op.rule == "task_vector")
+        check_out(tile, out, HOST)
+        how, written = self._how(op.work), (address(out), _DTYPES[dtype_of(out)])
         if op.rule != "function":
             found = _C.fuse(how, _native(op), _inputs(tile, op.experts), *written)
         elif (formula := spelled(op)) is not None:
@@ -90,55 +92,57 @@ class CpuBackend:
             return run(op, tile, out, one.fuse, all_finite, self.threads)
         return Findings(tuple(found.non_finite), found.overflow)
 
-    def overlaps(self, tile: Tile, work: torch.dtype, epsilon: float) -> torch.Tensor:
+    def overlaps(self, tile: Tile, work: DType, epsilon: float) -> np.ndarray:
         """int64 [2, K]: how often methods.elementwise.overlaps is true."""
-        check_tile(tile, work, _CPU)
+        check_tile(tile, work, HOST)
         counts = _C.overlaps(self._how(work), _inputs(tile), epsilon)
-        return torch.tensor(counts, dtype=torch.int64, device=_CPU).view(2, len(tile.experts))
+        return np.array(counts, np.int64).reshape(2, len(tile.experts))
 
     def speculate(
-        self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None
+        self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: Array | None
     ) -> Speculation:
-        check_tile(tile, op.work, _CPU)
+        check_tile(tile, op.work, HOST)
         check_margins(op, tile, margins)
         if out is not None:
-            check_out(tile, out, _CPU)
-        kept = torch.zeros((len(margins), 2, 2), dtype=torch.int64, device=_CPU)
-        marked = torch.empty(-(-tile.numel // 8), dtype=torch.uint8, device=_CPU)
+            check_out(tile, out, HOST)
+        kept = np.zeros((len(margins), 2, 2), np.int64)
+        marked = np.empty(-(-tile.numel // 8), np.uint8)
         found = _C.speculate(
             self._how(op.work),
             _native(op),
-            _inputs(tile, op.experts * len(tile.experts) if tile.together else op.experts),
+            _inputs(tile, op.experts * len(tile.experts) if tile.spread else op.experts),
             [(_cuts(m.strict), _cuts(m.wide)) for m in margins],
-            0 if out is None else out.data_ptr(),
-            _C.DType.bf16 if out is None else _DTYPES[out.dtype],
-            kept.data_ptr(),
-            marked.data_ptr(),
+            0 if out is None else address(out),
+            _C.DType.bf16 if out is None else _DTYPES[dtype_of(out)],
+            address(kept),
+            address(marked),
         )
         return Speculation(Findings(tuple(found.non_finite), found.overflow), kept, marked)
 
-    def compact(
-        self, tile: Tile, open_: torch.Tensor, most: int
-    ) -> tuple[torch.Tensor, Tile] | None:
-        check_inputs(tile, _CPU)
+    def compact(self, tile: Tile, open_: Array, most: int) -> tuple[np.ndarray, Tile] | None:
+        check_inputs(tile, HOST)
         check_open(tile, open_)
-        open_ = open_.contiguous()
-        starts = _C.open_starts(self.threads, open_.data_ptr(), tile.numel)
+        starts = _C.open_starts(self.threads, address(open_), tile.numel)
         if starts[-1] > most:
             return None
-        index = huge.empty(starts[-1], torch.int64)
-        base = None if tile.base is None else huge.empty(starts[-1], tile.base.dtype)
-        experts = tuple(huge.empty(starts[-1], x.dtype) for x in tile.experts)
+        index = huge.empty(starts[-1], INT64)
+        base = None if tile.base is None else huge.empty(starts[-1], dtype_of(tile.base))
+        experts = tuple(huge.empty(starts[-1], dtype_of(x)) for x in tile.experts)
         _C.compact(
             self.threads,
             _inputs(tile),
-            open_.data_ptr(),
+            address(open_),
             starts,
-            index.data_ptr(),
-            0 if base is None else base.data_ptr(),
-            [x.data_ptr() for x in experts],
+            address(index),
+            0 if base is None else address(base),
+            [address(x) for x in experts],
         )
         return index, replace(tile, offset=0, base=base, experts=experts)
+
+    def put(self, values: Array, index: Array, out: Array) -> None:
+        check_put(values, index, out, HOST)
+        dtype, n = _DTYPES[dtype_of(out)], len(index)
+        _C.put(self.threads, dtype, address(values), address(index), n, address(out))
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         check_batch(op, batch)
@@ -159,53 +163,50 @@ class CpuBackend:
         )
         return {tile: Findings(tuple(inputs), overflow) for tile, inputs, overflow in found}
 
-    def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
-        check_tile(tile, work, _CPU)
-        out = huge.empty(tile.numel, torch.int64)
-        _C.magnitudes(self._how(work), _inputs(tile), expert, out.data_ptr())
+    def magnitudes(self, tile: Tile, expert: int, work: DType) -> np.ndarray:
+        check_tile(tile, work, HOST)
+        out = huge.empty(tile.numel, INT64)
+        _C.magnitudes(self._how(work), _inputs(tile), expert, address(out))
         return out
 
     def count(
-        self, tile: Tile, brackets: list[Bracket], work: torch.dtype, tallies: list[torch.Tensor]
+        self, tile: Tile, brackets: list[Bracket], work: DType, tallies: list[np.ndarray]
     ) -> list[Counts]:
-        check_tile(tile, work, _CPU)
+        check_tile(tile, work, HOST)
         if [t.shape for t in tallies] != [(self.lanes, b.bins) for b in brackets]:
             raise ValueError(f"{tile.tensor}: a tally is [{self.lanes}, bins]")
-        chunks = list(
-            torch.zeros((len(brackets), -(-tile.numel // CHUNK)), dtype=torch.int64, device=_CPU)
-        )
+        chunks = np.zeros((len(brackets), -(-tile.numel // CHUNK)), np.int64)
         above = _C.count(
             self._how(work),
             _inputs(tile),
             [_C.Bracket(expert=b.expert, low=b.low, shift=b.shift, bins=b.bins) for b in brackets],
-            [t.data_ptr() for t in tallies],
-            [c.data_ptr() for c in chunks],
+            [address(t) for t in tallies],
+            [address(c) for c in chunks],
         )
         return [Counts(*found) for found in zip(above, chunks, strict=True)]
 
-    def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
-        check_tile(tile, op.work, _CPU)
+    def masked_sums(self, op: FusedOp, tile: Tile) -> np.ndarray:
+        check_tile(tile, op.work, HOST)
         blocks = -(-tile.numel // BLOCK)
-        out = torch.empty((blocks, len(tile.experts), 2), dtype=torch.float64, device=_CPU)
+        out = np.empty((blocks, len(tile.experts), 2))
         inputs = _inputs(tile, op.experts)
-        _C.masked_sums(self._how(op.work), _native(op), inputs, out.data_ptr())
+        _C.masked_sums(self._how(op.work), _native(op), inputs, address(out))
         return out
 
-    def energies(self, op: FusedOp, tile: Tile) -> torch.Tensor:
-        check_tile(tile, op.work, _CPU)
+    def energies(self, op: FusedOp, tile: Tile) -> np.ndarray:
+        check_tile(tile, op.work, HOST)
         shape = (-(-tile.numel // BLOCK), len(tile.experts))
-        out = torch.empty(shape, dtype=torch.float64, device=_CPU)
+        out = np.empty(shape)
         inputs = _inputs(tile, op.experts)
-        _C.energies(self._how(op.work), _native(op), inputs, out.data_ptr())
+        _C.energies(self._how(op.work), _native(op), inputs, address(out))
         return out
 
-    def prune(self, pruning: Pruning, tile: Tile) -> tuple[torch.Tensor | None, ...]:
-        check_tile(tile, pruning.work, _CPU)
+    def prune(self, pruning: Pruning, tile: Tile) -> tuple[np.ndarray | None, ...]:
+        check_tile(tile, pruning.work, HOST)
         check_pruning(pruning, tile)
         nbytes = -(-tile.numel // 8)
         masks = tuple(
-            huge.empty(nbytes, torch.uint8) if odds.smallest < KEEP_ALL else None
-            for odds in pruning.odds
+            huge.empty(nbytes, UINT8) if odds.smallest < KEEP_ALL else None for odds in pruning.odds
         )
         rows = _C.Pruning(
             length=pruning.length,
@@ -216,19 +217,19 @@ class CpuBackend:
         odds = [
             _C.Odds(index=o.index, smallest=o.smallest, largest=o.largest) for o in pruning.odds
         ]
-        addresses = [0 if mask is None else mask.data_ptr() for mask in masks]
+        addresses = [0 if mask is None else address(mask) for mask in masks]
         _C.prune(self._how(pruning.work), rows, odds, _inputs(tile), addresses)
         return masks
 
-    def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
-        check_tile(tile, work, _CPU, deltas=False)
+    def gram(self, tile: Tile, work: DType) -> np.ndarray:
+        check_tile(tile, work, HOST, deltas=False)
         shape = (-(-tile.numel // BLOCK), len(tile.experts), len(tile.experts))
-        out = torch.empty(shape, dtype=torch.float64, device=_CPU)
-        _C.gram(self._how(work), _inputs(tile), out.data_ptr())
+        out = np.empty(shape)
+        _C.gram(self._how(work), _inputs(tile), address(out))
         return out
 
-    def _how(self, work: torch.dtype) -> _C.How:
-        wide = work == torch.float64
+    def _how(self, work: DType) -> _C.How:
+        wide = work == FLOAT64
         return _C.How(isa=self.instruction_set, threads=self.threads, wide=wide)
 
 
@@ -237,30 +238,31 @@ def instruction_sets() -> list[str]:
     return _C.instruction_sets()
 
 
-def all_finite(tensor: torch.Tensor, threads: int = 1) -> bool:
-    """Whether a float tensor holds neither NaN nor Inf, at the speed of reading it."""
-    if tensor.dtype not in _DTYPES or not tensor.is_contiguous():
-        raise ValueError(f"want contiguous floats, not {tensor.dtype}, strides {tensor.stride()}")
-    return _C.all_finite(tensor.data_ptr(), _DTYPES[tensor.dtype], tensor.numel(), threads)
+def all_finite(array: Array, threads: int = 1) -> bool:
+    """Whether floats hold neither NaN nor Inf, at the speed of reading them."""
+    floats = host_view(array)
+    if floats.dtype not in _DTYPES or not floats.flags.c_contiguous:
+        raise ValueError(f"want contiguous floats, not {floats.dtype}, strides {floats.strides}")
+    return _C.all_finite(address(floats), _DTYPES[floats.dtype], floats.size, threads)
 
 
 def _inputs(tile: Tile, scalars: tuple[ExpertScalars, ...] | None = None) -> _C.Inputs:
     scalars = scalars or (_PLAIN,) * len(tile.experts)
     masks = tile.masks or (None,) * len(tile.experts)
     return _C.Inputs(
-        base=0 if tile.base is None else tile.base.data_ptr(),
-        base_dtype=_C.DType.f32 if tile.base is None else _DTYPES[tile.base.dtype],
+        base=0 if tile.base is None else address(tile.base),
+        base_dtype=_C.DType.f32 if tile.base is None else _DTYPES[dtype_of(tile.base)],
         experts=[
-            _expert(t.data_ptr(), t.dtype, s, 0 if mask is None else mask.data_ptr())
+            _expert(address(t), dtype_of(t), s, 0 if mask is None else address(mask))
             for t, s, mask in zip(tile.experts, scalars, masks, strict=True)
         ],
         offset=tile.offset,
         numel=tile.numel,
-        together=tile.together,
+        spread=tile.spread,
     )
 
 
-def _expert(address: int, dtype: torch.dtype, scalars: ExpertScalars, mask: int = 0) -> _C.Expert:
+def _expert(address: int, dtype: DType, scalars: ExpertScalars, mask: int = 0) -> _C.Expert:
     return _C.Expert(
         data=address,
         dtype=_DTYPES[dtype],

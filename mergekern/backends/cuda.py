@@ -7,9 +7,9 @@ import importlib.util
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import torch
-
 from mergekern.backends.launch import Pass
+from mergekern.dtypes import FLOAT32, FLOAT64, DType, parse_dtype
+from mergekern.lazily import torch
 
 if TYPE_CHECKING:
     from mergekern import _cuda
@@ -24,10 +24,9 @@ class CudaKernels:
         self.span: int = native.SPAN
         self._native = native
         self._device = device
-        self._tables: dict[tuple[torch.dtype, ...], torch.Tensor] = {}
-        self._codes = {
-            getattr(torch, name): code for name, code in native.DType.__members__.items()
-        }
+        self._tables: dict[tuple[DType, ...], torch.Tensor] = {}
+        codes = native.DType.__members__.items()
+        self._codes = {parse_dtype(name): code for name, code in codes}
 
     def fuse(self, todo: Pass) -> None:
         scalars = [
@@ -99,10 +98,10 @@ class CudaKernels:
         native.combine = getattr(self._native.Combine, op.combine)
         native.scale, native.divisor, native.seed = op.scale, op.divisor, op.seed
         native.has_base, native.merges = todo.base is not None, todo.out is not None
-        native.wide = op.work == torch.float64
-        native.base = self._codes[todo.base or torch.float32]
+        native.wide = op.work == FLOAT64
+        native.base = self._codes[todo.base or FLOAT32]
         native.expert = self._codes[todo.experts[0]]
-        native.out = self._codes[todo.out or torch.float32]
+        native.out = self._codes[todo.out or FLOAT32]
         native.experts = len(todo.experts)
         native.tiles, native.blocks = len(todo.segments), todo.blocks
         native.per_expert = 0 if todo.windows is None else todo.windows.shape[2]
@@ -113,7 +112,7 @@ class CudaKernels:
             native.dtypes = self._table_of(todo.experts).data_ptr()
         return native
 
-    def _table_of(self, dtypes: tuple[torch.dtype, ...]) -> torch.Tensor:
+    def _table_of(self, dtypes: tuple[DType, ...]) -> torch.Tensor:
         """On the device, kept: a launch may read it after the call that queued it."""
         if dtypes not in self._tables:
             codes = [int(self._codes[dtype]) for dtype in dtypes]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
+from mergekern.arrays import Array, as_tensor
 from mergekern.backends import BLOCK, CHUNK, Bracket, Counts, Margin, Speculation, nothing
 from mergekern.backends.checks import (
     check_batch,
@@ -15,6 +15,7 @@ from mergekern.backends.checks import (
     check_margins,
     check_open,
     check_out,
+    check_put,
     check_tile,
 )
 from mergekern.backends.functions import run
@@ -29,7 +30,9 @@ from mergekern.backends.launch import (
     windows_of,
 )
 from mergekern.backends.ranked import fuse_ranked
+from mergekern.dtypes import FLOAT64, DType, to_torch
 from mergekern.fused import EVERY_INDEX, Batch, ExpertScalars, Findings, FusedOp, Pruning, Tile
+from mergekern.lazily import torch
 
 
 class DeviceBackend:
@@ -43,56 +46,60 @@ class DeviceBackend:
     def __init__(self, kernels: Kernels, device: torch.device) -> None:
         self.name = kernels.name
         self.device = device
+        self._where = str(device)
         self._kernels = kernels
         self._host = Host()
 
-    def pin(self, memory: torch.Tensor) -> Callable[[], None]:
+    def pin(self, memory: np.ndarray) -> Callable[[], None]:
         return nothing
 
-    def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
-        check_tile(tile, op.work, self.device, deltas=op.rule == "task_vector")
-        check_out(tile, out, self.device)
+    def fuse(self, op: FusedOp, tile: Tile, out: Array) -> Findings:
+        check_tile(tile, op.work, self._where, deltas=op.rule == "task_vector")
+        check_out(tile, out, self._where)
         if op.rule == "function":
-            return run(op, tile, out, self.fuse, lambda x: bool(x.isfinite().all()))
+            return run(op, tile, out, self.fuse, lambda x: bool(as_tensor(x).isfinite().all()))
         if wants_host(op, tile):
             return self._host.fuse(op, tile, out)
         todo = self.start(op, batch_of(op, tile, out), windows_of(op))
         return findings(todo.found).get(0, Findings())
 
     def speculate(
-        self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None
+        self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: Array | None
     ) -> Speculation:
-        check_tile(tile, op.work, self.device)
+        check_tile(tile, op.work, self._where)
         check_margins(op, tile, margins)
         if out is not None:
-            check_out(tile, out, self.device)
-        if tile.together or wants_host(op, tile):
+            check_out(tile, out, self._where)
+        if tile.spread or wants_host(op, tile):
             seen = self._host.loops.speculate(op, on_host(tile), margins, None)
             found = Findings() if out is None else self.fuse(op, tile, out)
-            return Speculation(found, seen.kept, seen.open.to(self.device))
+            return Speculation(found, seen.kept, as_tensor(seen.open).to(self.device))
         marks = torch.empty(-(-tile.numel // 8), dtype=torch.uint8, device=self.device)
         batch = batch_of(op, tile, out)
         todo = self.start(op, batch, windows_of(op, margins), np.array([marks.data_ptr()]))
         found = Findings() if out is None else findings(todo.found).get(0, Findings())
-        return Speculation(found, todo.kept[0].cpu(), marks)
+        return Speculation(found, todo.kept[0].cpu().numpy(), marks)
 
-    def compact(
-        self, tile: Tile, open_: torch.Tensor, most: int
-    ) -> tuple[torch.Tensor, Tile] | None:
-        check_inputs(tile, self.device)
+    def compact(self, tile: Tile, open_: Array, most: int) -> tuple[Array, Tile] | None:
+        check_inputs(tile, self._where)
         check_open(tile, open_)
-        byte = open_.nonzero()[:, 0]  # most are 0: only the others become eight places each
+        marks = as_tensor(open_)
+        byte = marks.nonzero()[:, 0]  # most are 0: only the others become eight places each
         if byte.numel() - 1 > most:  # bits of the last one may lie behind the end
             return None
         bit = torch.arange(8, dtype=torch.uint8, device=self.device)
-        is_set = (open_[byte, None] >> bit) & 1 == 1
+        is_set = (marks[byte, None] >> bit) & 1 == 1
         index = (byte[:, None] * 8 + bit)[is_set]
         index = index[index < tile.numel]
         if index.numel() > most:
             return None
-        base = None if tile.base is None else tile.base[index]
-        experts = tuple(x[index] for x in tile.experts)
+        base = None if tile.base is None else as_tensor(tile.base)[index]
+        experts = tuple(as_tensor(x)[index] for x in tile.experts)
         return index, replace(tile, offset=0, base=base, experts=experts)
+
+    def put(self, values: Array, index: Array, out: Array) -> None:
+        check_put(values, index, out, self._where)
+        as_tensor(out)[as_tensor(index)] = as_tensor(values)
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         check_batch(op, batch, self.ranked, together=True)
@@ -120,7 +127,7 @@ class DeviceBackend:
         """Base and experts at some places of the tiles; see Kernels.gather()."""
         assert todo.base is not None, "deltas need a base"
         lines = [
-            torch.empty(len(index), dtype=dtype, device=self.device)
+            torch.empty(len(index), dtype=to_torch(dtype), device=self.device)
             for dtype in (todo.base, *todo.experts)
         ]
         addresses = np.array([line.data_ptr() for line in lines], np.int64)
@@ -134,23 +141,24 @@ class DeviceBackend:
         address = upload(np.array([values.data_ptr()], np.int64), self.device)
         self._kernels.scatter(todo, index, starts, address)
 
-    def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
-        check_tile(tile, work, self.device)
-        if tile.together:
+    def magnitudes(self, tile: Tile, expert: int, work: DType) -> np.ndarray:
+        check_tile(tile, work, self._where)
+        if tile.spread:
             return self._host.loops.magnitudes(on_host(tile), expert, work)
         assert tile.base is not None
-        delta = tile.experts[expert].to(work) - tile.base.to(work)
-        bits = delta.abs().view(torch.int64 if work == torch.float64 else torch.int32)
-        return bits.cpu().long()
+        wide = to_torch(work)
+        base, mine = (as_tensor(x).to(wide) for x in (tile.base, tile.experts[expert]))
+        bits = (mine - base).abs().view(torch.int64 if work == FLOAT64 else torch.int32)
+        return bits.cpu().long().numpy()
 
     def count(
-        self, tile: Tile, brackets: list[Bracket], work: torch.dtype, tallies: list[torch.Tensor]
+        self, tile: Tile, brackets: list[Bracket], work: DType, tallies: list[np.ndarray]
     ) -> list[Counts]:
-        check_tile(tile, work, self.device)
+        check_tile(tile, work, self._where)
         if [t.shape for t in tallies] != [(self.lanes, b.bins) for b in brackets]:
             raise ValueError(f"{tile.tensor}: a tally is [{self.lanes}, bins]")
-        if tile.together:
-            return self._count_together(tile, brackets, work, tallies)
+        if tile.spread:
+            return self._count_spread(tile, brackets, work, tallies)
         sizes = [b.bins for b in brackets]
         first = np.cumsum([0, *sizes])
         table = np.array(
@@ -165,52 +173,48 @@ class DeviceBackend:
         bins = torch.zeros(int(first[-1]), dtype=torch.int64, device=self.device)
         todo = self._looking(tile, work)
         self._kernels.count(todo, upload(table, self.device), seen[0], seen[1], bins)
-        above, inside = seen.cpu()
+        above, inside = seen.cpu().numpy()
         for tally, counted in zip(tallies, bins.cpu().split(sizes), strict=True):
-            tally[0] += counted
-        return [
-            Counts(int(above[:, q].sum()), inside[:, q].contiguous()) for q in range(len(brackets))
-        ]
+            tally[0] += counted.numpy()
+        return [Counts(int(above[:, q].sum()), inside[:, q].copy()) for q in range(len(brackets))]
 
-    def _count_together(
-        self, tile: Tile, brackets: list[Bracket], work: torch.dtype, tallies: list[torch.Tensor]
+    def _count_spread(
+        self, tile: Tile, brackets: list[Bracket], work: DType, tallies: list[np.ndarray]
     ) -> list[Counts]:
         loops = self._host.loops
-        own = [
-            torch.zeros((loops.lanes, b.bins), dtype=torch.int64, device="cpu") for b in brackets
-        ]
+        own = [np.zeros((loops.lanes, b.bins), np.int64) for b in brackets]
         counts = loops.count(on_host(tile), brackets, work, own)
         for tally, mine in zip(tallies, own, strict=True):
             tally[0] += mine.sum(0)
         return counts
 
-    def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
-        check_tile(tile, op.work, self.device)
+    def masked_sums(self, op: FusedOp, tile: Tile) -> np.ndarray:
+        check_tile(tile, op.work, self._where)
         if wants_host(op, tile):
             return self._host.loops.masked_sums(op, on_host(tile))
         shape = (-(-tile.numel // BLOCK), len(tile.experts), 2)
         out = torch.empty(shape, dtype=torch.float64, device=self.device)
         todo = self.tables(op, batch_of(op, tile, None), windows_of(op))
         self._kernels.masked_sums(todo, out)
-        return out.cpu()
+        return out.cpu().numpy()
 
-    def energies(self, op: FusedOp, tile: Tile) -> torch.Tensor:
-        check_tile(tile, op.work, self.device)
+    def energies(self, op: FusedOp, tile: Tile) -> np.ndarray:
+        check_tile(tile, op.work, self._where)
         return self._host.loops.energies(op, on_host(tile))
 
     def prune(self, pruning: Pruning, tile: Tile) -> tuple[torch.Tensor | None, ...]:
-        check_tile(tile, pruning.work, self.device)
+        check_tile(tile, pruning.work, self._where)
         return self._host.prune(pruning, tile)
 
-    def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
-        check_tile(tile, work, self.device, deltas=False)
+    def gram(self, tile: Tile, work: DType) -> np.ndarray:
+        check_tile(tile, work, self._where, deltas=False)
         experts = len(tile.experts)
         shape = (-(-tile.numel // BLOCK), experts, experts)
         out = torch.empty(shape, dtype=torch.float64, device=self.device)
         self._kernels.gram(self._looking(tile, work), out)
-        return out.cpu()
+        return out.cpu().numpy()
 
-    def _looking(self, tile: Tile, work: torch.dtype) -> Pass:
+    def _looking(self, tile: Tile, work: DType) -> Pass:
         """A pass that merges nothing and trims nothing."""
         experts = tuple(ExpertScalars(k, 1.0) for k in range(len(tile.experts)))
         op = FusedOp("task_vector", experts, work=work)

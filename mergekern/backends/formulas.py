@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from mergekern import _C
 from mergekern.function import PerRow
 from mergekern.fused import ExpertScalars, FusedOp
+from mergekern.lazily import torch
 from mergekern.methods.elementwise import (
     NEAREST,
     arcee_fusion,

@@ -11,17 +11,21 @@ every element, as + - * / of tensors, abs, compare, where and sqrt are.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
-import torch
-
+from mergekern.arrays import Array, as_tensor, device_of
+from mergekern.dtypes import DType, to_torch
 from mergekern.errors import RecipeError
 from mergekern.function import Function, values_at
 from mergekern.fused import ExpertScalars, Findings, FusedOp, Tile
+from mergekern.lazily import torch
 from mergekern.pieces import each, pieces
 from mergekern.tiles import cut
 
-Inputs = tuple[torch.Tensor | None, list[torch.Tensor]]  # base and experts, in the work dtype
-Fuse = Callable[[FusedOp, Tile, torch.Tensor], Findings]
+Inputs: TypeAlias = (
+    "tuple[torch.Tensor | None, list[torch.Tensor]]"  # base and experts, in the work dtype
+)
+Fuse = Callable[[FusedOp, Tile, Array], Findings]
 
 _ONE = (ExpertScalars(index=0, coef=1.0),)
 
@@ -29,9 +33,9 @@ _ONE = (ExpertScalars(index=0, coef=1.0),)
 def run(
     op: FusedOp,
     tile: Tile,
-    out: torch.Tensor,
+    out: Array,
     fuse: Fuse,
-    finite: Callable[[torch.Tensor], bool],
+    finite: Callable[[Array], bool],
     threads: int = 1,
 ) -> Findings:
     """Backend.fuse() of an op whose rule is a function.
@@ -39,6 +43,7 @@ def run(
     fuse:   runs other rules, in the calling thread
     finite: whether a tensor holds neither NaN nor Inf
     """
+    tile, out = tile.as_tensors(), as_tensor(out)
     rounding = FusedOp("linear_combination", _ONE, work=op.work)
 
     def one(part: tuple[int, int]) -> Findings:
@@ -55,14 +60,15 @@ def run(
     return found
 
 
-def widened(tile: Tile, work: torch.dtype) -> Inputs:
+def widened(tile: Tile, work: DType) -> Inputs:
     """Copies of the inputs, which a function may change in place."""
-    base = None if tile.base is None else tile.base.to(work, copy=True)
-    return base, [x.to(work, copy=True) for x in tile.experts]
+    wide = to_torch(work)
+    base = None if tile.base is None else as_tensor(tile.base).to(wide, copy=True)
+    return base, [as_tensor(x).to(wide, copy=True) for x in tile.experts]
 
 
 def _call(op: FusedOp, tile: Tile, offset: int) -> torch.Tensor:
-    function, device = op.function, tile.experts[0].device
+    function, device = op.function, as_tensor(tile.experts[0]).device
     assert function is not None, f"{tile.tensor}: no function"
     arguments: list[object] = [*widened(tile, op.work)]
     if function.survey is not None:
@@ -77,16 +83,16 @@ def _call(op: FusedOp, tile: Tile, offset: int) -> torch.Tensor:
     return result.contiguous().resolve_neg()  # a view may say "negate me", its bytes do not
 
 
-def _check(function: Function, tile: Tile, result: object, work: torch.dtype) -> None:
-    wanted = f"want a tensor of {work}, [{tile.numel}], as its inputs are"
+def _check(function: Function, tile: Tile, result: object, work: DType) -> None:
+    wanted = f"want a tensor of {to_torch(work)}, [{tile.numel}], as its inputs are"
     if not isinstance(result, torch.Tensor):
         found = type(result).__name__
-    elif (result.shape, result.dtype) != ((tile.numel,), work):
+    elif (result.shape, result.dtype) != ((tile.numel,), to_torch(work)):
         found = f"a tensor of {result.dtype}, {list(result.shape)}"
     elif result.layout != torch.strided:
         found = f"a tensor of layout {result.layout}"
-    elif result.device != tile.experts[0].device:
-        found, wanted = f"a tensor on {result.device}", f"want one on {tile.experts[0].device}"
+    elif result.device != as_tensor(tile.experts[0]).device:
+        found, wanted = f"a tensor on {result.device}", f"want one on {device_of(tile.experts[0])}"
     else:
         return
     raise RecipeError(f"tensor {tile.tensor}: {function.name} returned {found}; {wanted}")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from mergekern.backends.launch import upload
 from mergekern.fused import EVERY_INDEX
+from mergekern.lazily import torch
 
 
 @dataclass(frozen=True)

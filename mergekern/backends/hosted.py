@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
+import numpy as np
 
+from mergekern.arrays import Array, as_tensor, device_of, dtype_of, to_host
 from mergekern.backends.cpu import CpuBackend
 from mergekern.fused import Findings, FusedOp, Pruning, Tile
+from mergekern.lazily import torch
 
 
 def wants_host(op: FusedOp, tile: Tile) -> bool:
@@ -18,9 +20,9 @@ def wants_host(op: FusedOp, tile: Tile) -> bool:
 
 
 def on_host(tile: Tile) -> Tile:
-    base = None if tile.base is None else tile.base.cpu()
-    experts = tuple(x.cpu() for x in tile.experts)
-    masks = tuple(None if mask is None else mask.cpu() for mask in tile.masks)
+    base = None if tile.base is None else to_host(tile.base)
+    experts = tuple(to_host(x) for x in tile.experts)
+    masks = tuple(None if mask is None else to_host(mask) for mask in tile.masks)
     return replace(tile, base=base, experts=experts, masks=masks)
 
 
@@ -30,13 +32,13 @@ class Host:
     def __init__(self) -> None:
         self.loops = CpuBackend()
 
-    def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
-        merged = torch.empty(out.numel(), dtype=out.dtype, device="cpu")
+    def fuse(self, op: FusedOp, tile: Tile, out: Array) -> Findings:
+        merged = np.empty(len(out), dtype_of(out))
         found = self.loops.fuse(op, on_host(tile), merged)
-        out.copy_(merged)
+        as_tensor(out).copy_(as_tensor(merged))
         return found
 
     def prune(self, pruning: Pruning, tile: Tile) -> tuple[torch.Tensor | None, ...]:
         masks = self.loops.prune(pruning, on_host(tile))
-        device = tile.experts[0].device
-        return tuple(None if mask is None else mask.to(device) for mask in masks)
+        device = device_of(tile.experts[0])
+        return tuple(None if mask is None else as_tensor(mask).to(device) for mask in masks)

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 
+from mergekern.arrays import Array, address, dtype_of
 from mergekern.backends import Margin
+from mergekern.dtypes import BFLOAT16, DType
 from mergekern.fused import Batch, Findings, FusedOp, Tile
+from mergekern.lazily import torch
 
 COLUMNS = ("base", "out", "marks", "offset", "numel", "name_hash", "first")  # then the experts
 
@@ -44,9 +46,9 @@ class Pass:
     """
 
     op: FusedOp
-    base: torch.dtype | None
-    experts: tuple[torch.dtype, ...]
-    out: torch.dtype | None
+    base: DType | None
+    experts: tuple[DType, ...]
+    out: DType | None
     blocks: int
     segments: torch.Tensor
     scalars: torch.Tensor
@@ -168,15 +170,15 @@ def upload(table: np.ndarray, device: torch.device) -> torch.Tensor:
     return host.pin_memory().to(device, non_blocking=True)
 
 
-def batch_of(op: FusedOp, tile: Tile, out: torch.Tensor | None) -> Batch:
+def batch_of(op: FusedOp, tile: Tile, out: Array | None) -> Batch:
     """A tile as the only one of a batch."""
     inputs = (tile.base, *tile.experts)
     return Batch(
-        base=None if tile.base is None else tile.base.dtype,
-        experts=tuple(x.dtype for x in tile.experts),
-        out=torch.bfloat16 if out is None else out.dtype,
-        inputs=np.array([[0 if x is None else x.data_ptr() for x in inputs]], np.uint64),
-        outs=np.array([0 if out is None else out.data_ptr()], np.uint64),
+        base=None if tile.base is None else dtype_of(tile.base),
+        experts=tuple(dtype_of(x) for x in tile.experts),
+        out=BFLOAT16 if out is None else dtype_of(out),
+        inputs=np.array([[0 if x is None else address(x) for x in inputs]], np.uint64),
+        outs=np.array([0 if out is None else address(out)], np.uint64),
         offset=np.array([tile.offset]),
         numel=np.array([tile.numel]),
         name_hash=np.array([op.name_hash], np.uint32),

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
+from mergekern.arrays import Array, to_host
 from mergekern.backends.philox import coins
 from mergekern.fused import KEEP_ALL, Odds, Pruning
+from mergekern.lazily import torch
 
 
 def masks_of(
     pruning: Pruning, deltas: Sequence[torch.Tensor], offset: int
-) -> tuple[torch.Tensor | None, ...]:
+) -> tuple[np.ndarray | None, ...]:
     """Backend.prune() of whole rows, the first of which begins at `offset`."""
     index = torch.arange(offset, offset + deltas[0].numel(), device="cpu")
-    masks: list[torch.Tensor | None] = []
+    masks: list[np.ndarray | None] = []
     for d, odds in zip(deltas, pruning.odds, strict=True):
         if odds.smallest >= KEEP_ALL:
             masks.append(None)
@@ -41,10 +42,10 @@ def bounds(odds: Odds, rank: torch.Tensor, length: int) -> torch.Tensor:
     return odds.smallest + (odds.largest - odds.smallest) * rank // (length - 1)
 
 
-def packed(marked: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(np.packbits(marked.numpy(), bitorder="little"))
+def packed(marked: torch.Tensor) -> np.ndarray:
+    return np.packbits(marked.numpy(), bitorder="little")
 
 
-def unpacked(mask: torch.Tensor, numel: int) -> torch.Tensor:
-    bits = np.unpackbits(mask.numpy(), count=numel, bitorder="little")
+def unpacked(mask: Array, numel: int) -> torch.Tensor:
+    bits = np.unpackbits(to_host(mask), count=numel, bitorder="little")
     return torch.from_numpy(bits).bool()

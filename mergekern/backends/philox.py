@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from mergekern.lazily import torch
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)

@@ -15,14 +15,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from mergekern.backends import CHUNK
 from mergekern.backends import ranks as by_rank
 from mergekern.backends.brackets import Launches, bracket
 from mergekern.backends.groups import Groups
 from mergekern.backends.launch import Pass, findings, upload
+from mergekern.dtypes import FLOAT64, to_torch
 from mergekern.fused import EVERY_INDEX, KEEP_ALL, Batch, Findings, FusedOp
+from mergekern.lazily import torch
 
 MOST_OPEN = 1 / 2  # of all elements; a guess that leaves more is given up
 TOGETHER = 1 << 29  # elements of tensors that are looked at together: what is open takes memory
@@ -73,7 +74,7 @@ def _by_counting(
     on: Launches, op: FusedOp, batch: Batch, groups: Groups, ranks: torch.Tensor
 ) -> torch.Tensor:
     """int64 [g, K, 4]: the exact windows."""
-    wide, by_index, numel = op.work == torch.float64, batch.by_index, groups.total
+    wide, by_index, numel = op.work == FLOAT64, batch.by_index, groups.total
     count = _counter(on, op, batch, groups)
     magnitude, place = by_rank.search(count, ranks, numel, wide=wide, by_index=by_index)
     return by_rank.windows(ranks, magnitude, place, numel, by_index=by_index)
@@ -188,7 +189,7 @@ class _Open:
         room = -(-numel // ALIGN) * ALIGN
         starts = np.cumsum(room) - room
         self._gaps = self._with_gaps(upload(starts, on.device), int(room.sum()))
-        self._merged = torch.empty(int(room.sum()), dtype=batch.out, device=on.device)
+        self._merged = torch.empty(int(room.sum()), dtype=to_torch(batch.out), device=on.device)
         lines: Sequence[torch.Tensor] = []
         if len(self._place):
             base, experts = on.gather(todo, *self._gaps)
@@ -221,7 +222,7 @@ class _Open:
             _counter(self._on, self._op, self._batch, self._groups),
             ranks,
             self._groups.total,
-            wide=self._op.work == torch.float64,
+            wide=self._op.work == FLOAT64,
             by_index=by_index,
         )
         sides = torch.tensor([0, 0 if by_index else 1], device=ranks.device)

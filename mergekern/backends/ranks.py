@@ -4,15 +4,15 @@ each of them would take longer, and waiting for each of them longer still."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-
-import torch
+from typing import TypeAlias
 
 from mergekern.fused import EVERY_INDEX
+from mergekern.lazily import torch
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 # int64 [n, K, 3, 4] -> int64 [n, K, 2, 2]: what reaches the cuts of the second (strict) and of the
 # first (given) windows, as Pass.windows and Pass.kept have them
-Count = Callable[[torch.Tensor], torch.Tensor]
+Count: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 
 
 def search(

@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
+from mergekern.arrays import Array, as_tensor, at
 from mergekern.backends import CHUNK, Bracket, Counts, Margin, Speculation, nothing
 from mergekern.backends.functions import run
 from mergekern.backends.masks import masks_of, packed, unpacked
 from mergekern.backends.philox import coins
 from mergekern.backends.rounding import round_to
 from mergekern.backends.sums import block_sums
+from mergekern.dtypes import DType, to_torch
 from mergekern.fused import (
     EVERY_INDEX,
     KEEP_ALL,
@@ -30,6 +31,7 @@ from mergekern.fused import (
     Tile,
     Window,
 )
+from mergekern.lazily import torch
 
 
 class ReferenceBackend:
@@ -39,60 +41,57 @@ class ReferenceBackend:
     together = False
     batched = 4 * CHUNK
 
-    def pin(self, memory: torch.Tensor) -> Callable[[], None]:
+    def pin(self, memory: np.ndarray) -> Callable[[], None]:
         return nothing
 
-    def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
+    def fuse(self, op: FusedOp, tile: Tile, out: Array) -> Findings:
         if op.rule == "function":
             return run(op, tile, out, self.fuse, _finite)
         rule = task_vector if op.rule == "task_vector" else linear_combination
-        rounded = round_to(rule(op, tile), out.dtype)
-        out.copy_(rounded)
+        tile, out = tile.as_tensors(), as_tensor(out)
+        out.copy_(round_to(rule(op, tile), out.dtype))
         inputs = (tile.base, *tile.experts)
         bad = [i - 1 for i, x in enumerate(inputs) if x is not None and not _finite(x)]
-        return Findings(tuple(bad), overflow=not _finite(rounded))
+        return Findings(tuple(bad), overflow=not _finite(out))
 
     def speculate(
-        self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None
+        self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: Array | None
     ) -> Speculation:
-        kept = torch.zeros((len(margins), 2, 2), dtype=torch.int64, device="cpu")
+        kept = np.zeros((len(margins), 2, 2), np.int64)
         marked = torch.zeros(tile.numel, dtype=torch.bool, device="cpu")
         for k, d in enumerate(_looked_at(tile, op.work)):
             windows = (margins[k].strict, op.experts[k].window, margins[k].wide)
             for cut in (0, 1):
                 strict, given, wide = (reached(d, w, tile.offset)[cut] for w in windows)
-                kept[k, cut] = torch.stack([strict.sum(), given.sum()])
+                kept[k, cut] = int(strict.sum()), int(given.sum())
                 marked |= wide & ~given
         found = Findings() if out is None else self.fuse(op, tile, out)
         return Speculation(found, kept, packed(marked))
 
-    def compact(
-        self, tile: Tile, open_: torch.Tensor, most: int
-    ) -> tuple[torch.Tensor, Tile] | None:
-        bits = np.unpackbits(open_.numpy(), count=tile.numel, bitorder="little")
-        index = torch.from_numpy(bits).nonzero()[:, 0]
-        if index.numel() > most:
+    def compact(self, tile: Tile, open_: Array, most: int) -> tuple[Array, Tile] | None:
+        index = np.flatnonzero(unpacked(open_, tile.numel))
+        if len(index) > most:
             return None
-        base = None if tile.base is None else tile.base[index]
-        experts = tuple(x[index] for x in tile.experts)
+        base = None if tile.base is None else at(tile.base, index)
+        experts = tuple(at(x, index) for x in tile.experts)
         return index, replace(tile, offset=0, base=base, experts=experts)
 
-    def prune(self, pruning: Pruning, tile: Tile) -> tuple[torch.Tensor | None, ...]:
+    def put(self, values: Array, index: Array, out: Array) -> None:
+        as_tensor(out)[as_tensor(index)] = as_tensor(values)
+
+    def prune(self, pruning: Pruning, tile: Tile) -> tuple[np.ndarray | None, ...]:
         return masks_of(pruning, _deltas(tile, pruning.work), tile.offset)
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
-        found = {}
+        found, dtypes = {}, (batch.base, *batch.experts)
         for tile in range(len(batch)):
             numel = int(batch.numel[tile])
             base, *experts = (
                 None if dtype is None else _at(int(address), numel, dtype)
-                for address, dtype in zip(
-                    batch.inputs[tile], (batch.base, *batch.experts), strict=True
-                )
+                for address, dtype in zip(batch.inputs[tile], dtypes, strict=True)
             )
-            here = Tile(
-                "", int(batch.offset[tile]), base, tuple(x for x in experts if x is not None)
-            )
+            given = tuple(x for x in experts if x is not None)
+            here = Tile("", int(batch.offset[tile]), base, given)
             out = _at(int(batch.outs[tile]), numel, batch.out)
             if batch.ranks is not None and batch.windows is not None:
                 deltas = _deltas(here, op.work)
@@ -103,11 +102,11 @@ class ReferenceBackend:
                 found[tile] = seen
         return found
 
-    def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
-        return magnitude_bits(_looked_at(tile, work)[expert])
+    def magnitudes(self, tile: Tile, expert: int, work: DType) -> np.ndarray:
+        return magnitude_bits(_looked_at(tile, work)[expert]).numpy()
 
     def count(
-        self, tile: Tile, brackets: list[Bracket], work: torch.dtype, tallies: list[torch.Tensor]
+        self, tile: Tile, brackets: list[Bracket], work: DType, tallies: list[np.ndarray]
     ) -> list[Counts]:
         deltas = _looked_at(tile, work)
         return [
@@ -115,23 +114,25 @@ class ReferenceBackend:
             for b, tally in zip(brackets, tallies, strict=True)
         ]
 
-    def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
+    def masked_sums(self, op: FusedOp, tile: Tile) -> np.ndarray:
         pairs = zip(_deltas(tile, op.work), thinned(op, tile), strict=True)
         sums = [torch.stack([block_sums(d.abs()), block_sums(t.abs())], dim=1) for d, t in pairs]
-        return torch.stack(sums, dim=1)
+        return torch.stack(sums, dim=1).numpy()
 
-    def energies(self, op: FusedOp, tile: Tile) -> torch.Tensor:
-        return torch.stack([block_sums(d.double() * d.double()) for d in thinned(op, tile)], 1)
+    def energies(self, op: FusedOp, tile: Tile) -> np.ndarray:
+        squares = [d.double() * d.double() for d in thinned(op, tile)]
+        return torch.stack([block_sums(square) for square in squares], 1).numpy()
 
-    def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
+    def gram(self, tile: Tile, work: DType) -> np.ndarray:
         rows = [x.double() for x in _deltas(tile, work)]
-        return torch.stack([torch.stack([block_sums(a * b) for b in rows], 1) for a in rows], 1)
+        products = [torch.stack([block_sums(a * b) for b in rows], 1) for a in rows]
+        return torch.stack(products, 1).numpy()
 
 
-def _at(address: int, numel: int, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor at an address; not empty."""
+def _at(address: int, numel: int, dtype: DType) -> np.ndarray:
+    """The elements at an address."""
     raw = (ctypes.c_char * (numel * dtype.itemsize)).from_address(address)
-    return torch.frombuffer(raw, dtype=dtype)
+    return np.frombuffer(memoryview(raw), np.uint8).view(dtype)
 
 
 def _op_of(op: FusedOp, batch: Batch, tile: int) -> FusedOp:
@@ -162,8 +163,7 @@ def _ranked(d: torch.Tensor, ranks: list[int], by_index: bool) -> list[int]:
 
 
 def task_vector(op: FusedOp, tile: Tile) -> torch.Tensor:
-    assert tile.base is not None
-    base = tile.base.to(op.work)
+    base = _wide(tile.base, op.work)
     values, ballots = [], []
     for d, expert in zip(thinned(op, tile), op.experts, strict=True):
         values.append(d * _scalar(expert.coef, op))
@@ -223,9 +223,9 @@ def combine(op: FusedOp, values: list[torch.Tensor], agree: list[torch.Tensor]) 
 
 
 def linear_combination(op: FusedOp, tile: Tile) -> torch.Tensor:
-    total = torch.zeros(tile.numel, dtype=op.work, device="cpu")
+    total = torch.zeros(tile.numel, dtype=to_torch(op.work), device="cpu")
     for x, expert in zip(tile.experts, op.experts, strict=True):
-        total = total + x.to(op.work) * _scalar(expert.coef, op)
+        total = total + _wide(x, op.work) * _scalar(expert.coef, op)
     return total / _scalar(op.divisor, op)
 
 
@@ -268,30 +268,33 @@ def magnitude_bits(d: torch.Tensor) -> torch.Tensor:
     return d.abs().view(torch.int64 if d.dtype == torch.float64 else torch.int32).long()
 
 
-def _count(bits: torch.Tensor, bracket: Bracket, tally: torch.Tensor) -> Counts:
+def _count(bits: torch.Tensor, bracket: Bracket, tally: np.ndarray) -> Counts:
     # Not compared with the bracket's end, which may be 2**63: no number of torch's.
     bins = (bits - bracket.low) >> bracket.shift
     inside = (bins >= 0) & (bins < bracket.bins)
-    tally += torch.bincount(bins[inside], minlength=bracket.bins)
+    tally += torch.bincount(bins[inside], minlength=bracket.bins).numpy()
     chunks = [int(part.sum()) for part in inside.split(CHUNK)] if bits.numel() else []
-    return Counts(
-        int((bins >= bracket.bins).sum()), torch.tensor(chunks, dtype=torch.int64, device="cpu")
-    )
+    return Counts(int((bins >= bracket.bins).sum()), np.array(chunks, np.int64))
 
 
-def _deltas(tile: Tile, work: torch.dtype) -> list[torch.Tensor]:
-    wide = [x.to(work) for x in tile.experts]
-    return wide if tile.base is None else [x - tile.base.to(work) for x in wide]
+def _wide(array: Array | None, work: DType) -> torch.Tensor:
+    assert array is not None
+    return as_tensor(array).to(to_torch(work))
 
 
-def _looked_at(tile: Tile, work: torch.dtype) -> list[torch.Tensor]:
+def _deltas(tile: Tile, work: DType) -> list[torch.Tensor]:
+    wide = [_wide(x, work) for x in tile.experts]
+    return wide if tile.base is None else [x - _wide(tile.base, work) for x in wide]
+
+
+def _looked_at(tile: Tile, work: DType) -> list[torch.Tensor]:
     deltas = _deltas(tile, work)
-    return [variance(deltas)] if tile.together else deltas
+    return [variance(deltas)] if tile.spread else deltas
 
 
 def _scalar(value: float, op: FusedOp) -> torch.Tensor:
-    return torch.tensor(value, dtype=torch.float64, device="cpu").to(op.work)
+    return torch.tensor(value, dtype=torch.float64, device="cpu").to(to_torch(op.work))
 
 
-def _finite(x: torch.Tensor) -> bool:
-    return bool(x.isfinite().all())
+def _finite(x: Array) -> bool:
+    return bool(as_tensor(x).isfinite().all())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from mergekern.lazily import torch
 
 
 def round_to(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
+from mergekern.arrays import address
 from mergekern.backends import CHUNK
 from mergekern.backends.device import DeviceBackend
 from mergekern.backends.launch import Pass
 from mergekern.backends.streams import Stream
 from mergekern.errors import BudgetError
 from mergekern.fused import Batch, FusedOp
+from mergekern.lazily import torch
 from mergekern.sizes import format_size
 
 ALIGN = 256  # of what is copied, on the device
@@ -98,7 +99,7 @@ class Slot:
         op: FusedOp,
         stretch: Stretch,
         windows: np.ndarray | None,
-        marks: torch.Tensor | None,
+        marks: np.ndarray | None,
     ) -> None:
         """Copy in, merge and copy out, as soon as can be; the slot is free. Does not wait.
 
@@ -111,8 +112,8 @@ class Slot:
         inputs = _Spans(batch.inputs.reshape(-1), lengths.reshape(-1), NEAR)
         outs = [_Spans(batch.outs, batch.numel * batch.out.itemsize, 0)]
         if marks is not None:
-            address = marks.data_ptr() + (stretch.start // 8).astype(np.uint64)
-            outs.append(_Spans(address, -(-batch.numel // 8), 0))
+            starts = address(marks) + (stretch.start // 8).astype(np.uint64)
+            outs.append(_Spans(starts, -(-batch.numel // 8), 0))
         at = self._place([inputs, *outs])
         with self._into.on():
             inputs.copy_in(self._bytes, at[0])

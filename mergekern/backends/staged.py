@@ -13,21 +13,21 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import torch
 
+from mergekern.arrays import HOST, Array, address, as_tensor
 from mergekern.backends import CHUNK, Backend, Bracket, Counts, Margin, Speculation, nothing
 from mergekern.backends.checks import check_batch, check_out, check_tile
 from mergekern.backends.device import DeviceBackend
 from mergekern.backends.hosted import wants_host
 from mergekern.backends.launch import batch_of, findings, windows_of
 from mergekern.backends.slots import Slot, stretches
+from mergekern.dtypes import DType
 from mergekern.fused import EVERY_INDEX, Batch, Findings, FusedOp, Pruning, Tile
+from mergekern.lazily import torch
 from mergekern.tiles import cut
 
 SLOTS = 3
 LARGEST_SLOT = 64 << 20  # more does not make copies faster
-
-_HOST = torch.device("cpu")
 
 log = logging.getLogger(__name__)
 
@@ -52,27 +52,27 @@ class StagedBackend:
         self._host = host
         self._slots = [Slot(inner, min(LARGEST_SLOT, room // SLOTS)) for _ in range(SLOTS)]
 
-    def pin(self, memory: torch.Tensor) -> Callable[[], None]:
+    def pin(self, memory: np.ndarray) -> Callable[[], None]:
         """Page-locked, so that copies run beside kernels."""
         if self.device.type != "cuda":
             return nothing
-        runtime, address = torch.cuda.cudart(), memory.data_ptr()
+        runtime, begin = torch.cuda.cudart(), address(memory)
         with torch.cuda.device(self.device):
-            refused = int(runtime.cudaHostRegister(address, memory.nbytes, 0))
+            refused = int(runtime.cudaHostRegister(begin, memory.nbytes, 0))
         if refused:
             log.warning("%s: memory cannot be pinned (CUDA error %d): slower", self.device, refused)
             self._forget_error()
             return nothing
-        return lambda: runtime.cudaHostUnregister(address)
+        return lambda: runtime.cudaHostUnregister(begin)
 
     def _forget_error(self) -> None:
         """CUDA keeps the error of a call for the next launch, which would fail by it."""
         with contextlib.suppress(RuntimeError):
             torch.ones(1, device=self.device)
 
-    def fuse(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
-        check_tile(tile, op.work, _HOST, deltas=op.rule == "task_vector")
-        check_out(tile, out, _HOST)
+    def fuse(self, op: FusedOp, tile: Tile, out: Array) -> Findings:
+        check_tile(tile, op.work, HOST, deltas=op.rule == "task_vector")
+        check_out(tile, out, HOST)
         if op.rule == "function":
             return self._call(op, tile, out)
         if wants_host(op, tile):
@@ -81,21 +81,22 @@ class StagedBackend:
         return found.get(0, Findings())
 
     def speculate(
-        self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: torch.Tensor | None
+        self, op: FusedOp, tile: Tile, margins: Sequence[Margin], out: Array | None
     ) -> Speculation:
-        check_tile(tile, op.work, _HOST)
+        check_tile(tile, op.work, HOST)
         if out is not None:
-            check_out(tile, out, _HOST)
-        if tile.together or wants_host(op, tile):
+            check_out(tile, out, HOST)
+        if tile.spread or wants_host(op, tile):
             return self._host.speculate(op, tile, margins, out)
-        marks = torch.empty(-(-tile.numel // 8), dtype=torch.uint8, device=_HOST)
+        marks = np.empty(-(-tile.numel // 8), np.uint8)
         found, kept = self._run(op, batch_of(op, tile, out), windows_of(op, margins), marks)
         return Speculation(found.get(0, Findings()), kept, marks)
 
-    def compact(
-        self, tile: Tile, open_: torch.Tensor, most: int
-    ) -> tuple[torch.Tensor, Tile] | None:
+    def compact(self, tile: Tile, open_: Array, most: int) -> tuple[Array, Tile] | None:
         return self._host.compact(tile, open_, most)
+
+    def put(self, values: Array, index: Array, out: Array) -> None:
+        self._host.put(values, index, out)
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
         if batch.ranks is not None:  # small tensors, whose windows are not known yet
@@ -105,53 +106,51 @@ class StagedBackend:
         found, _ = self._run(op, batch, windows)
         return found
 
-    def magnitudes(self, tile: Tile, expert: int, work: torch.dtype) -> torch.Tensor:
+    def magnitudes(self, tile: Tile, expert: int, work: DType) -> np.ndarray:
         return self._host.magnitudes(tile, expert, work)
 
     def count(
-        self, tile: Tile, brackets: list[Bracket], work: torch.dtype, tallies: list[torch.Tensor]
+        self, tile: Tile, brackets: list[Bracket], work: DType, tallies: list[np.ndarray]
     ) -> list[Counts]:
-        if tile.together:
-            own = [
-                torch.zeros((self._host.lanes, b.bins), dtype=torch.int64, device=_HOST)
-                for b in brackets
-            ]
+        if tile.spread:
+            own = [np.zeros((self._host.lanes, b.bins), np.int64) for b in brackets]
             counts = self._host.count(tile, brackets, work, own)
             for tally, mine in zip(tallies, own, strict=True):
                 tally[0] += mine.sum(0)
             return counts
         counted = [self._inner.count(t, brackets, work, tallies) for t in self._copies(tile)]
         return [
-            Counts(sum(c.above for c in mine), torch.cat([c.chunks for c in mine]))
+            Counts(sum(c.above for c in mine), np.concatenate([c.chunks for c in mine]))
             for mine in zip(*counted, strict=True)
         ]
 
-    def masked_sums(self, op: FusedOp, tile: Tile) -> torch.Tensor:
+    def masked_sums(self, op: FusedOp, tile: Tile) -> np.ndarray:
         if wants_host(op, tile):
             return self._host.masked_sums(op, tile)
-        return torch.cat([self._inner.masked_sums(op, t) for t in self._copies(tile)])
+        return np.concatenate([self._inner.masked_sums(op, t) for t in self._copies(tile)])
 
-    def energies(self, op: FusedOp, tile: Tile) -> torch.Tensor:
+    def energies(self, op: FusedOp, tile: Tile) -> np.ndarray:
         return self._host.energies(op, tile)
 
-    def prune(self, pruning: Pruning, tile: Tile) -> tuple[torch.Tensor | None, ...]:
+    def prune(self, pruning: Pruning, tile: Tile) -> tuple[Array | None, ...]:
         return self._host.prune(pruning, tile)
 
-    def gram(self, tile: Tile, work: torch.dtype) -> torch.Tensor:
-        return torch.cat([self._inner.gram(t, work) for t in self._copies(tile)])
+    def gram(self, tile: Tile, work: DType) -> np.ndarray:
+        return np.concatenate([self._inner.gram(t, work) for t in self._copies(tile)])
 
     def _run(
         self,
         op: FusedOp,
         batch: Batch,
         windows: np.ndarray | None,
-        marks: torch.Tensor | None = None,
-    ) -> tuple[dict[int, Findings], torch.Tensor]:
+        marks: np.ndarray | None = None,
+    ) -> tuple[dict[int, Findings], np.ndarray]:
         """What was found, by tile of the batch; what was counted, in all."""
         found: dict[int, Findings] = {}
-        kept = torch.zeros((len(batch.experts), 2, 2), dtype=torch.int64, device=_HOST)
+        kept = np.zeros((len(batch.experts), 2, 2), np.int64)
 
         def land(slot: Slot) -> None:
+            nonlocal kept
             seen = slot.land()
             if seen is None:
                 return
@@ -159,7 +158,7 @@ class StagedBackend:
             for place, news in findings(flags).items():
                 row = int(rows[place])
                 found[row] = found.get(row, Findings()) | news
-            kept.add_(counts.sum(0))
+            kept += counts.sum(0).numpy()
 
         try:
             for number, stretch in enumerate(stretches(batch, self._slots[0].nbytes)):
@@ -175,14 +174,14 @@ class StagedBackend:
             raise
         return dict(sorted(found.items())), kept
 
-    def _call(self, op: FusedOp, tile: Tile, out: torch.Tensor) -> Findings:
+    def _call(self, op: FusedOp, tile: Tile, out: Array) -> Findings:
         """A function is called on copies, one stretch after the other."""
-        found, stop = Findings(), 0
+        found, stop, there = Findings(), 0, as_tensor(out)
         for part in self._copies(tile):
             start, stop = stop, stop + part.numel
-            made = torch.empty(part.numel, dtype=out.dtype, device=self.device)
+            made = torch.empty(part.numel, dtype=there.dtype, device=self.device)
             found |= self._inner.fuse(op, part, made)
-            out[start:stop].copy_(made)
+            there[start:stop].copy_(made)
         return found
 
     def _copies(self, tile: Tile) -> Iterator[Tile]:
@@ -200,6 +199,6 @@ class StagedBackend:
         ]
         for start, stop in parts or [(0, 0)]:
             part = cut(tile, start, stop)
-            base = None if part.base is None else part.base.to(self.device)
-            experts = tuple(x.to(self.device) for x in part.experts)
+            base = None if part.base is None else as_tensor(part.base).to(self.device)
+            experts = tuple(as_tensor(x).to(self.device) for x in part.experts)
             yield Tile(tile.tensor, tile.offset + start, base, experts)

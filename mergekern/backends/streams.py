@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
-import torch
+from mergekern.lazily import torch
 
 
 class Stream:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from mergekern.backends import BLOCK
+from mergekern.lazily import torch
 
 _LANES = 16  # partial sums of a reduction
 

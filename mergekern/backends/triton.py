@@ -9,9 +9,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from types import ModuleType
 
-import torch
-
 from mergekern.backends.launch import Pass
+from mergekern.lazily import torch
 
 SPAN = 8192
 STEP = 1024

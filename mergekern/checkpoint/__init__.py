@@ -7,9 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, TypeAlias
 
 from mergekern.checkpoint import hub, local
 from mergekern.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
@@ -21,8 +19,9 @@ from mergekern.checkpoint.jsonfile import read_object
 from mergekern.checkpoint.lora import LoraCheckpoint
 from mergekern.checkpoint.memory import MemoryCheckpoint, open_module
 from mergekern.errors import CheckpointError
+from mergekern.lazily import is_module, torch
 
-Source = str | os.PathLike[str] | torch.nn.Module | Mapping[str, Any]
+Source: TypeAlias = "str | os.PathLike[str] | torch.nn.Module | Mapping[str, Any]"
 
 # What PEFT puts into a module's names while its adapters are not merged.
 PEFT_NAME = re.compile(r"(^|\.)(base_layer|lora_[AB]|lora_embedding_[AB]|original_module)(\.|$)")
@@ -62,7 +61,7 @@ def open_checkpoint(
         return _open_named(os.fspath(source), revision, label or os.fspath(source), cache)
     if revision is not None:
         raise CheckpointError(f"revision {revision!r} was given with a model that is in memory")
-    if isinstance(source, torch.nn.Module):
+    if is_module(source):
         _check_merged(source.state_dict(), label or type(source).__name__)
         return open_module(label or type(source).__name__, source)
     if isinstance(source, Mapping):

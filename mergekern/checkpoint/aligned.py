@@ -16,10 +16,12 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-import torch
 
+from mergekern.arrays import Array, address, to_host
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.contents import Contents
+from mergekern.checkpoint.placed import Placed
+from mergekern.dtypes import FLOAT32, FLOAT64
 
 PIECE = 1 << 14  # elements held besides the buffer, or one row; torch's threads wake for more
 ALIGNED = 64  # what read() may expect of a buffer
@@ -68,7 +70,7 @@ class AlignedCheckpoint:
     ) -> None:
         self._inner = inner
         self._maps = maps
-        self._means: dict[str, torch.Tensor] = {}
+        self._means: dict[str, np.ndarray] = {}
         self._lock = Lock()
         self.label = inner.label
         self.shared = inner.shared
@@ -83,14 +85,18 @@ class AlignedCheckpoint:
         self.device = inner.device
         self.files = inner.files
         self.notes = inner.notes
-        self.placed = inner.placed
         self.tensors = Contents(inner.tensors)
         for name, rows in maps.items():
             info = inner.tensors[rows.source]
             shape = _shape(info, len(rows.own))
             self.tensors[name] = TensorInfo(name, info.dtype, shape, native=info.native)
+        self.placed: Placed | None = None
+        if inner.placed is not None:
+            sources = [maps[name].source if name in maps else name for name in self.tensors]
+            moved = np.array([name in maps for name in self.tensors], bool)
+            self.placed = inner.placed.chosen(inner.tensors.places_of(sources), moved)
 
-    def read(self, name: str, start: int, stop: int, buffer: torch.Tensor | None) -> torch.Tensor:
+    def read(self, name: str, start: int, stop: int, buffer: np.ndarray | None) -> Array:
         """Elements [start, stop), flat; see Checkpoint.read. Views where one run gives them all."""
         if name not in self._maps:
             return self._inner.read(name, start, stop, buffer)
@@ -103,8 +109,7 @@ class AlignedCheckpoint:
             shift = (int(own[0]) - first) * width
             return self._inner.read(rows.source, start + shift, stop + shift, buffer)
         if buffer is None:
-            size = (stop - start) * info.dtype.itemsize
-            buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
+            buffer = np.empty((stop - start) * info.dtype.itemsize, np.uint8)
         out = buffer[: (stop - start) * info.dtype.itemsize].view(info.dtype)
         for begin, end in _runs(own):
             # A range may begin and end inside a row.
@@ -124,7 +129,7 @@ class AlignedCheckpoint:
         """Close the inner checkpoint."""
         self._inner.close()
 
-    def _fill(self, name: str, rows: np.ndarray, start: int, out: torch.Tensor) -> None:
+    def _fill(self, name: str, rows: np.ndarray, start: int, out: np.ndarray) -> None:
         """Rows that are not the model's own, as far as they lie in `out`, a range from `start`."""
         mapped = self._maps[name]
         width = self.tensors[name].numel // len(mapped.own)
@@ -136,21 +141,21 @@ class AlignedCheckpoint:
             _put(_mean(mapped.fill, some, width, out), some, start, out)
         if real < len(rows):
             mean = self._padding(name, width)
-            _put(mean.repeat(len(rows) - real, 1), rows[real:], start, out)
+            _put(np.tile(mean, (len(rows) - real, 1)), rows[real:], start, out)
 
-    def _padding(self, name: str, width: int) -> torch.Tensor:
+    def _padding(self, name: str, width: int) -> np.ndarray:
         """The mean of a tensor's rows but for the padding, summed in fp64 and rounded once."""
         with self._lock:
             if name not in self._means:
                 info, real = self.tensors[name], self._maps[name].padded_from
                 assert real, f"{name}: padding without a row to take the mean of"
                 step = max(1, PIECE // width)
-                total = torch.zeros(width, dtype=torch.float64, device=self.device)
+                total = np.zeros(width)
                 for row in range(0, real, step):
                     end = min(row + step, real)
-                    found = self.read(name, row * width, end * width, None)
-                    total += found.view(-1, width).to(torch.float64).sum(0)
-                self._means[name] = (total / real).to(info.dtype)
+                    found = to_host(self.read(name, row * width, end * width, None))
+                    total += found.reshape(-1, width).astype(FLOAT64).sum(0)
+                self._means[name] = (total / real).astype(info.dtype)
             return self._means[name]
 
 
@@ -170,57 +175,52 @@ def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
             yield begin + missing, end
 
 
-def _copy(checkpoint: Checkpoint, name: str, start: int, stop: int, place: torch.Tensor) -> None:
+def _copy(checkpoint: Checkpoint, name: str, start: int, stop: int, place: np.ndarray) -> None:
     """Read elements into their place."""
-    if place.data_ptr() % ALIGNED == 0:
-        found = checkpoint.read(name, start, stop, place.view(torch.uint8))
-        if found.data_ptr() != place.data_ptr():
-            place.copy_(found)
+    if address(place) % ALIGNED == 0:
+        found = checkpoint.read(name, start, stop, place.view(np.uint8))
+        if address(found) != address(place):
+            place[:] = to_host(found)
         return
     step = max(1, PIECE)
     for at in range(start, stop, step):
         end = min(at + step, stop)
-        place[at - start : end - start] = checkpoint.read(name, at, end, None)
+        place[at - start : end - start] = to_host(checkpoint.read(name, at, end, None))
 
 
-def _put(values: torch.Tensor, rows: np.ndarray, start: int, out: torch.Tensor) -> None:
+def _put(values: np.ndarray, rows: np.ndarray, start: int, out: np.ndarray) -> None:
     """Rows into a range that begins at element `start`, and may begin and end inside one."""
-    width, stop = values.shape[1], start + out.numel()
+    width, stop = values.shape[1], start + len(out)
     first, last = -(-start // width), stop // width
     whole = (rows >= first) & (rows < last)
     if whole.any():
-        there = out[first * width - start : last * width - start].view(-1, width)
-        _raw(there)[rows[whole] - first] = _raw(values)[whole]
+        there = out[first * width - start : last * width - start].reshape(-1, width)
+        there[rows[whole] - first] = values[whole]
     for place in np.flatnonzero(~whole).tolist():
         begin = int(rows[place]) * width
         left, right = max(begin, start), min(begin + width, stop)
         out[left - start : right - start] = values[place, left - begin : right - begin]
 
 
-def _raw(rows: torch.Tensor) -> np.ndarray:
-    """Rows as bytes: numpy has no bfloat16, and torch's indexing wakes its threads."""
-    return rows.view(torch.uint8).numpy()
-
-
-def _mean(fill: Fill, rows: np.ndarray, width: int, like: torch.Tensor) -> torch.Tensor:
+def _mean(fill: Fill, rows: np.ndarray, width: int, like: np.ndarray) -> np.ndarray:
     """Filled rows: sums in fp32, in fp64 for fp64, in the order of the parts; rounded once."""
-    work = torch.promote_types(like.dtype, torch.float32)
-    total = torch.full((len(rows), width), -0.0, dtype=work)  # -0.0 + x is x
+    work = FLOAT64 if like.dtype == FLOAT64 else FLOAT32
+    total = np.full((len(rows), width), -0.0, work)  # -0.0 + x is x
     taken = fill.rows[:, rows]
     for (checkpoint, name), mine in zip(fill.parts, taken, strict=True):
         have = np.flatnonzero(mine >= 0)
-        total.numpy()[have] += _gather(checkpoint, name, mine[have], width).to(work).numpy()
-    count = torch.from_numpy((taken >= 0).sum(axis=0)).to(work)[:, None]
-    return torch.where(count > 0, total / count.clamp(min=1), 0.0).to(like.dtype)
+        total[have] += _gather(checkpoint, name, mine[have], width).astype(work)
+    count = (taken >= 0).sum(axis=0).astype(work)[:, None]
+    return np.where(count > 0, total / np.maximum(count, 1), 0).astype(like.dtype)
 
 
-def _gather(checkpoint: Checkpoint, name: str, rows: np.ndarray, width: int) -> torch.Tensor:
+def _gather(checkpoint: Checkpoint, name: str, rows: np.ndarray, width: int) -> np.ndarray:
     """These rows of a tensor, behind one another."""
     dtype = checkpoint.tensors[name].dtype
-    found = torch.empty(len(rows), width, dtype=dtype)
+    found = np.empty((len(rows), width), dtype)
     for begin, end in _runs(rows):
         first, last = int(rows[begin]) * width, (int(rows[begin]) + end - begin) * width
-        _copy(checkpoint, name, first, last, found[begin:end].view(-1))
+        _copy(checkpoint, name, first, last, found[begin:end].reshape(-1))
     return found
 
 

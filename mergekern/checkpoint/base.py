@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-
 from mergekern.checkpoint.files import FileState, WeightFile
 from mergekern.checkpoint.placed import Placed
+from mergekern.dtypes import DType
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from mergekern.arrays import Array
     from mergekern.checkpoint.contents import Contents
 
 
@@ -26,11 +28,11 @@ class TensorInfo:
     """
 
     name: str
-    dtype: torch.dtype
+    dtype: DType
     shape: tuple[int, ...]
     file: str = ""
     offset: int = 0
-    native: torch.dtype | None = None
+    native: DType | None = None
     numel: int = field(init=False, repr=False, compare=False)
     nbytes: int = field(init=False, repr=False, compare=False)
 
@@ -69,12 +71,12 @@ class Checkpoint(Protocol):
     fingerprint: Mapping[str, str]
     states: Mapping[str, FileState]
     on_disk: bool
-    device: torch.device
+    device: str
     files: Mapping[str, WeightFile]
     notes: tuple[str, ...]
     placed: Placed | None
 
-    def read(self, name: str, start: int, stop: int, buffer: torch.Tensor | None) -> torch.Tensor:
+    def read(self, name: str, start: int, stop: int, buffer: np.ndarray | None) -> Array:
         """Elements [start, stop) of a tensor, flat, in its own dtype.
 
         buffer: uint8, flat, 64-byte aligned and large enough; a positioned read fills its head and

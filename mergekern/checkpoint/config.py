@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mergekern.checkpoint.jsonfile import read_object
-from mergekern.dtypes import dtype_name
+from mergekern.dtypes import DType, dtype_name
 from mergekern.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -38,7 +36,7 @@ def check_mergeable_config(config: Mapping[str, Any], label: str) -> None:
             check_mergeable_config(value, label)
 
 
-def with_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def with_dtype(config: Mapping[str, Any], dtype: DType) -> dict[str, Any]:
     """The config with its dtype fields set, in configs inside it too; the rest, and order, kept."""
     name = dtype_name(dtype)
     present = [key for key in DTYPE_KEYS if key in config] or [DTYPE_KEYS[0]]

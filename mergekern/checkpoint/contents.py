@@ -9,9 +9,9 @@ from operator import attrgetter
 from typing import Any
 
 import numpy as np
-import torch
 
 from mergekern.checkpoint.base import TensorInfo
+from mergekern.dtypes import DType
 
 
 class Contents(dict[str, TensorInfo]):
@@ -44,7 +44,7 @@ class Contents(dict[str, TensorInfo]):
         return self._integers("offset")
 
     @property
-    def dtypes(self) -> Sequence[torch.dtype]:
+    def dtypes(self) -> Sequence[DType]:
         return self._dtypes[0]
 
     @property

@@ -21,7 +21,11 @@ BLOCK = max(4096, mmap.PAGESIZE)  # file offsets, lengths and addresses are mult
 # True and False force one way, for tests and measurements; None decides by what is cached.
 forced: bool | None = None
 
-_libc = ctypes.CDLL(None, use_errno=True)
+PROBED = 1 << 19  # bytes of which one page is looked at: to look at all costs as much as a copy
+
+# Returns at once: to let other threads run meanwhile would cost more.
+_mincore = ctypes.PyDLL(None).mincore
+_mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
 
 def open_direct(path: str | os.PathLike[str], flags: int, like: int) -> int:
@@ -40,19 +44,22 @@ def open_direct(path: str | os.PathLike[str], flags: int, like: int) -> int:
 
 
 class Cached:
-    """Says what the page cache holds of a file, by asking for every page without touching one: a
-    trial read would start reading ahead. Raises OSError or ValueError for what cannot be mapped."""
+    """Says what the page cache holds of a file, by asking for pages without touching them: a trial
+    read would start reading ahead. Raises OSError or ValueError for what cannot be mapped."""
 
     def __init__(self, fd: int) -> None:
         self._map = np.frombuffer(mmap.mmap(fd, 0, prot=mmap.PROT_READ), np.uint8)
 
     def holds(self, offset: int, nbytes: int) -> bool:
-        """True when all of these bytes are cached; offset is a multiple of BLOCK."""
-        pages = np.zeros(-(-nbytes // mmap.PAGESIZE), np.uint8)
-        address = ctypes.c_void_p(self._map.ctypes.data + offset)
-        pointer = ctypes.c_void_p(pages.ctypes.data)
-        failed = _libc.mincore(address, ctypes.c_size_t(nbytes), pointer)
-        return not failed and bool((pages & 1).all())
+        """True when these bytes are cached, as far as some of their pages tell: what was read
+        together is forgotten together. offset is a multiple of BLOCK."""
+        state = ctypes.c_ubyte()
+        last = (offset + max(nbytes, 1) - 1) // BLOCK * BLOCK
+        pages = {*range(offset, offset + nbytes, PROBED), last}
+        first = int(self._map.ctypes.data)
+        return not any(
+            _mincore(first + page, 1, ctypes.byref(state)) or not state.value & 1 for page in pages
+        )
 
 
 def open_cached(path: str | os.PathLike[str], fd: int) -> Cached | None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
-import torch
+import numpy as np
 
 from mergekern.checkpoint import direct
 from mergekern.checkpoint.descriptors import open_file
+from mergekern.dtypes import UINT8, DType
 from mergekern.errors import CheckpointError
 
 LFS_POINTER = b"version https://git-lfs"
@@ -71,15 +72,15 @@ class WeightFile:
         return bytes(data)
 
     def read_tensor(
-        self, offset: int, numel: int, dtype: torch.dtype, buffer: torch.Tensor | None, what: str
-    ) -> torch.Tensor:
+        self, offset: int, numel: int, dtype: DType, buffer: np.ndarray | None, what: str
+    ) -> np.ndarray:
         """`numel` elements from byte `offset`, as a view of the head of `buffer`."""
         count = numel * dtype.itemsize
         if buffer is None:
-            buffer = torch.empty(count, dtype=torch.uint8, device="cpu")
-        assert buffer.dtype == torch.uint8 and buffer.numel() >= count and buffer.is_contiguous()
+            buffer = np.empty(count, np.uint8)
+        assert buffer.dtype == UINT8 and len(buffer) >= count and buffer.flags.c_contiguous
         head = buffer[:count]
-        self._fill(head.numpy().data, offset, what)
+        self._fill(head.data, offset, what)
         return head.view(dtype)
 
     def read_blocks(self, offset: int, view: memoryview, what: Callable[[int], str]) -> None:

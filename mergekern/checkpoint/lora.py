@@ -11,8 +11,9 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-import torch
+import numpy as np
 
+from mergekern.arrays import HOST, Array, to_host
 from mergekern.checkpoint.adapter import Adapter
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.contents import Contents
@@ -20,6 +21,7 @@ from mergekern.checkpoint.files import FileState, WeightFile
 from mergekern.checkpoint.lowrank import LowRank, add_squares
 from mergekern.checkpoint.placed import Placed
 from mergekern.checkpoint.targets import Product, find_targets
+from mergekern.dtypes import FLOAT32
 from mergekern.errors import CheckpointError
 
 KEPT_BYTES = 8 << 20  # of factors read before; those in use are there whatever they take
@@ -39,17 +41,17 @@ class LoraCheckpoint:
 
     on_disk = True
     placed: Placed | None = None
-    device = torch.device("cpu")
+    device = HOST
 
     def __init__(self, label: str, base: Checkpoint, adapter: Adapter) -> None:
-        if base.device.type != "cpu":
+        if base.device != HOST:
             raise CheckpointError(f"{base.label}: is on {base.device}: adapters need it on the CPU")
         self.label = label
         self._base, self._adapter = base, adapter
         self._targets = find_targets(adapter, base)
         self._prefix = _free_prefix(base)
         self._kept: OrderedDict[str, LowRank] = OrderedDict()
-        self._factors: dict[str, torch.Tensor] = {}
+        self._factors: dict[str, np.ndarray] = {}
         self._lock = RLock()
         self.tensors = self._contents()
         touched = {*self._targets.saved, *self._targets.products}
@@ -69,24 +71,24 @@ class LoraCheckpoint:
         own = {self._prefix + name: file for name, file in adapter.weights.files.items()}
         self.files: Mapping[str, WeightFile] = {**base.files, **own}
 
-    def read(self, name: str, start: int, stop: int, buffer: torch.Tensor | None) -> torch.Tensor:
+    def read(self, name: str, start: int, stop: int, buffer: np.ndarray | None) -> Array:
         """Elements [start, stop) as a view of the buffer's head; see Checkpoint.read."""
         if name not in self._targets.products:
             checkpoint, key = self._origin(name)
             return checkpoint.read(key, start, stop, buffer)
         length = stop - start
         if buffer is None:
-            buffer = torch.empty(4 * length, dtype=torch.uint8)
+            buffer = np.empty(4 * length, np.uint8)
         return self._compute(name, self._low_rank(name), start, stop, buffer[: 4 * length])
 
     def _compute(
-        self, name: str, low_rank: LowRank, start: int, stop: int, buffer: torch.Tensor
-    ) -> torch.Tensor:
+        self, name: str, low_rank: LowRank, start: int, stop: int, buffer: np.ndarray
+    ) -> np.ndarray:
         checkpoint, key = self._origin(name)
         length = (stop - start) * checkpoint.tensors[key].dtype.itemsize
         # At the end of the buffer, which narrower elements leave in the order they were read.
-        weight = checkpoint.read(key, start, stop, buffer[buffer.numel() - length :])
-        out = buffer.view(torch.float32)
+        weight = to_host(checkpoint.read(key, start, stop, buffer[len(buffer) - length :]))
+        out = buffer.view(FLOAT32)
         low_rank.apply(weight, start, out)
         return out
 
@@ -111,17 +113,18 @@ class LoraCheckpoint:
             return found
         if name not in self._factors:
             magnitude = _whole(self._adapter.weights, product.magnitude)
-            norms = self._squares(name, found, product.transposed).sqrt().float()
-            self._factors[name] = magnitude / norms
+            norms = np.sqrt(self._squares(name, found, product.transposed))
+            with np.errstate(all="ignore"):  # what is not finite is found in what is merged
+                self._factors[name] = magnitude / norms.astype(FLOAT32)
         return replace(found, factor=self._factors[name], by_column=product.transposed)
 
-    def _squares(self, name: str, low_rank: LowRank, by_column: bool) -> torch.Tensor:
+    def _squares(self, name: str, low_rank: LowRank, by_column: bool) -> np.ndarray:
         """The sums of squares of W + scale B A for every output, in fp64."""
         columns, numel = low_rank.columns, self.tensors[name].numel
         rows = numel // columns
-        sums = torch.zeros(columns if by_column else rows, dtype=torch.float64)
+        sums = np.zeros(columns if by_column else rows)
         step = max(1, STRETCH // columns)
-        buffer = torch.empty(4 * min(step, rows) * columns, dtype=torch.uint8)
+        buffer = np.empty(4 * min(step, rows) * columns, np.uint8)
         for row in range(0, rows, step):
             start, stop = row * columns, min(row + step, rows) * columns
             x = self._compute(name, low_rank, start, stop, buffer[: 4 * (stop - start)])
@@ -153,7 +156,7 @@ class LoraCheckpoint:
         native = self._base.tensors.get(name, info)
         dtype = native.native or native.dtype
         if name in self._targets.products:
-            return TensorInfo(name, torch.float32, info.shape, native=dtype)
+            return TensorInfo(name, FLOAT32, info.shape, native=dtype)
         if checkpoint is self._base:
             return info
         file = self._prefix + info.file if info.file else ""
@@ -183,18 +186,19 @@ class LoraCheckpoint:
 
 def load_factors(weights: Checkpoint, product: Product) -> LowRank:
     """The factors of one tensor, in fp32, as they lie on it: W + scale L R."""
-    b = _whole(weights, product.b).view(-1, product.rank, product.slabs).permute(2, 0, 1)
+    b = _whole(weights, product.b).reshape(-1, product.rank, product.slabs).transpose(2, 0, 1)
     if product.a is None:
-        a = torch.ones(1, 1, 1)
+        a = np.ones((1, 1, 1), FLOAT32)
     else:
-        a = _whole(weights, product.a).view(product.slabs, product.rank, -1)
-    left, right = (a.mT, b.mT) if product.transposed else (b, a)
-    return LowRank(left.contiguous(), right.contiguous(), product.scale)
+        a = _whole(weights, product.a).reshape(product.slabs, product.rank, -1)
+    left, right = (a.swapaxes(1, 2), b.swapaxes(1, 2)) if product.transposed else (b, a)
+    left, right = (np.ascontiguousarray(each) for each in (left, right))
+    return LowRank(left, right, product.scale)
 
 
-def _whole(weights: Checkpoint, key: str) -> torch.Tensor:
+def _whole(weights: Checkpoint, key: str) -> np.ndarray:
     """One of the adapter's tensors, flat, in fp32."""
-    return weights.read(key, 0, weights.tensors[key].numel, None).float()
+    return to_host(weights.read(key, 0, weights.tensors[key].numel, None)).astype(FLOAT32)
 
 
 def _free_prefix(base: Checkpoint) -> str:

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from mergekern import _C
+from mergekern.arrays import address
+from mergekern.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 
 DTYPES = {
-    torch.float32: _C.DType.f32,
-    torch.float16: _C.DType.f16,
-    torch.bfloat16: _C.DType.bf16,
+    FLOAT32: _C.DType.f32,
+    FLOAT16: _C.DType.f16,
+    BFLOAT16: _C.DType.bf16,
 }
 LANES = 16  # partial sums of a row's squares: column j adds to lane j mod 16
 
@@ -33,10 +35,10 @@ class LowRank:
     factor: fp32 [slabs * rows], or [columns] where by_column; None for 1
     """
 
-    left: torch.Tensor
-    right: torch.Tensor
+    left: np.ndarray
+    right: np.ndarray
     scale: float
-    factor: torch.Tensor | None = None
+    factor: np.ndarray | None = None
     by_column: bool = False
 
     @property
@@ -48,7 +50,7 @@ class LowRank:
         return self.left.nbytes + self.right.nbytes
 
     def apply(
-        self, weight: torch.Tensor, start: int, out: torch.Tensor, instruction_set: str = ""
+        self, weight: np.ndarray, start: int, out: np.ndarray, instruction_set: str = ""
     ) -> None:
         """out = f * (W + scale * P) for the elements from `start` on that `weight` holds.
 
@@ -56,62 +58,61 @@ class LowRank:
         the memory of `out`: they are read before they are written over.
         """
         slabs, rows, rank = self.left.shape
-        assert self.right.shape[:2] == (slabs, rank) and weight.is_contiguous()
-        assert out.dtype == torch.float32 and out.numel() == weight.numel()
+        assert self.right.shape[:2] == (slabs, rank) and weight.flags.c_contiguous
+        assert out.dtype == FLOAT32 and len(out) == len(weight)
         native = _C.LowRank(
-            left=self.left.data_ptr(),
-            right=self.right.data_ptr(),
-            factor=0 if self.factor is None else self.factor.data_ptr(),
+            left=address(self.left),
+            right=address(self.right),
+            factor=0 if self.factor is None else address(self.factor),
             by_column=self.by_column,
             rows=rows,
             columns=self.columns,
             rank=rank,
             scale=self.scale,
         )
-        stop = start + weight.numel()
+        stop = start + len(weight)
         dtype = DTYPES[weight.dtype]
-        _C.add_lowrank(
-            instruction_set, native, weight.data_ptr(), dtype, start, stop, out.data_ptr()
-        )
+        _C.add_lowrank(instruction_set, native, address(weight), dtype, start, stop, address(out))
 
-    def plain(self, weight: torch.Tensor) -> torch.Tensor:
-        """What apply() computes, for the whole tensor, in plain torch: this defines the bits."""
+    def plain(self, weight: np.ndarray) -> np.ndarray:
+        """What apply() computes, for the whole tensor, in plain numpy: this defines the bits."""
         total = self.left[:, :, :1] * self.right[:, :1]
         for rank in range(1, self.left.shape[2]):
             total = total + self.left[:, :, rank, None] * self.right[:, rank, None]
-        out = weight.float().view(total.shape) + torch.tensor(self.scale) * total
+        out = weight.astype(FLOAT32).reshape(total.shape) + np.float32(self.scale) * total
         if self.factor is not None:
-            rows = self.factor.view(1, 1, -1) if self.by_column else self.factor.view(-1, 1)
-            out = out.view(-1, self.columns) * rows.view(-1, rows.shape[-1])
+            rows = self.factor.reshape((1, -1) if self.by_column else (-1, 1))
+            out = out.reshape(-1, self.columns) * rows
         return out.reshape(-1)
 
 
 def add_squares(
-    x: torch.Tensor, columns: int, by_column: bool, sums: torch.Tensor, instruction_set: str = ""
+    x: np.ndarray, columns: int, by_column: bool, sums: np.ndarray, instruction_set: str = ""
 ) -> None:
     """Add the squares of whole rows to `sums`: of each row, or by column to all of them.
 
     x: flat fp32, whole rows;  sums: fp64, [rows of x] or [columns]. A row's column j adds to
     partial sum j mod LANES, and these add up in order; a column's rows add up in order.
     """
-    assert x.dtype == torch.float32 and x.is_contiguous() and sums.dtype == torch.float64
+    assert x.dtype == FLOAT32 and x.flags.c_contiguous and sums.dtype == FLOAT64
     _C.sum_squares(
-        instruction_set, x.data_ptr(), x.numel() // columns, columns, by_column, sums.data_ptr()
+        instruction_set, address(x), len(x) // columns, columns, by_column, address(sums)
     )
 
 
-def plain_squares(x: torch.Tensor, columns: int, by_column: bool) -> torch.Tensor:
-    """What add_squares() adds to zeros, in plain torch: this defines the bits."""
-    squares = x.double().view(-1, columns) ** 2
+def plain_squares(x: np.ndarray, columns: int, by_column: bool) -> np.ndarray:
+    """What add_squares() adds to zeros, in plain numpy: this defines the bits."""
+    wide = x.astype(FLOAT64).reshape(-1, columns)
+    squares = wide * wide
     if by_column:
-        sums = torch.zeros(columns, dtype=torch.float64)
+        sums = np.zeros(columns)
         for row in squares:
             sums = sums + row
         return sums
-    lanes = torch.zeros(len(squares), LANES, dtype=torch.float64)
+    lanes = np.zeros((len(squares), LANES))
     for j in range(columns):
         lanes[:, j % LANES] += squares[:, j]
-    sums = torch.zeros(len(squares), dtype=torch.float64)
+    sums = np.zeros(len(squares))
     for lane in range(LANES):
         sums = sums + lanes[:, lane]
     return sums

@@ -11,16 +11,17 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import torch
 
+from mergekern.arrays import Array, flat
 from mergekern.checkpoint.base import TensorInfo, listing
 from mergekern.checkpoint.contents import Contents
 from mergekern.checkpoint.files import FileState, WeightFile
 from mergekern.checkpoint.placed import Placed
+from mergekern.dtypes import dtype_name, of_torch, only_in_torch
 from mergekern.errors import CheckpointError
+from mergekern.lazily import torch
 
 DEVICES = ("cpu", "cuda")
-PLAIN = (torch.Tensor, torch.nn.Parameter)  # subclasses may keep their bytes elsewhere
 KEPT = 8  # models in memory of which it is remembered what their tensors are
 
 
@@ -49,7 +50,7 @@ class MemoryCheckpoint:
     ) -> None:
         self.label = label
         self._tensors = plain_tensors(label, state)
-        self.device = _device(label, self._tensors)
+        self.device = str(_device(label, self._tensors))
         self.config: Mapping[str, Any] = config or {}
         self.generation_config: Mapping[str, Any] = generation_config or {}
         self.folder = folder
@@ -62,18 +63,18 @@ class MemoryCheckpoint:
         self.placed: Placed | None = placed
         self.shared: Mapping[str, str] = _aliases(self._tensors, placed)
 
-    def read(self, name: str, start: int, stop: int, buffer: torch.Tensor | None) -> torch.Tensor:
+    def read(self, name: str, start: int, stop: int, buffer: np.ndarray | None) -> Array:
         """Elements [start, stop) as a view; a copy of just these rows where memory is strided."""
         tensor = self._tensors[name].detach()
         assert 0 <= start <= stop <= tensor.numel()
         if tensor.is_contiguous():
-            flat = tensor.view(-1)
-            return flat if stop - start == flat.numel() else flat[start:stop]
+            whole = flat(tensor)
+            return whole if stop - start == len(whole) else whole[start:stop]
         row = math.prod(tensor.shape[1:])
         first = start // row if row else 0
         last = -(-stop // row) if row else 0
         rows = tensor[first:last].reshape(-1)
-        return rows[start - first * row : stop - first * row].contiguous()
+        return flat(rows[start - first * row : stop - first * row].contiguous())
 
     def verify_unchanged(self) -> None:
         """Raise CheckpointError when a mapped file changed; memory itself is the caller's."""
@@ -124,22 +125,28 @@ def plain_tensors(label: str, state: Mapping[str, Any]) -> dict[str, torch.Tenso
 
 def _all_plain(tensors: Collection[Any]) -> bool:
     """Whether _plain() would find nothing to say or to do, found without a step for each tensor."""
-    if not set(map(type, tensors)) <= set(PLAIN):
+    if not set(map(type, tensors)) <= set(_plain_types()):
         return False
     devices, dtypes = (set(map(attrgetter(what), tensors)) for what in ("device", "dtype"))
     return (
         {device.type for device in devices} <= set(DEVICES)
         and set(map(attrgetter("layout"), tensors)) == {torch.strided}
-        and not any(dtype.is_complex for dtype in dtypes)
+        and not any(dtype.is_complex or only_in_torch(dtype) for dtype in dtypes)
         and not any(map(attrgetter("is_quantized"), tensors))
         and not any(map(torch.Tensor.is_neg, tensors))
     )
 
 
+def _plain_types() -> tuple[type, ...]:
+    """Subclasses may keep their bytes elsewhere."""
+    return torch.Tensor, torch.nn.Parameter
+
+
 def _plain(label: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
     where = f"{label}: tensor {name!r}"
-    if type(tensor) not in PLAIN or tensor.layout != torch.strided:
-        kind = "sparse tensor" if type(tensor) in PLAIN else type(tensor).__name__
+    plain = type(tensor) in _plain_types()
+    if not plain or tensor.layout != torch.strided:
+        kind = "sparse tensor" if plain else type(tensor).__name__
         raise CheckpointError(f"{where}: is a {kind}, wanted a plain dense tensor: convert it")
     if tensor.is_meta:
         raise CheckpointError(f"{where}: is on the meta device, it has no values: load them first")
@@ -149,6 +156,11 @@ def _plain(label: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
         )
     if tensor.is_quantized:
         raise CheckpointError(f"{where}: is quantised ({tensor.dtype}): dequantise it first")
+    if only_in_torch(tensor.dtype):
+        raise CheckpointError(
+            f"{where}: has dtype {dtype_name(tensor.dtype)}, which cannot be read: convert it to "
+            f"one that safetensors files hold"
+        )
     # A view may say "negate me on reading", which its bytes do not show.
     return tensor.resolve_conj().resolve_neg()
 
@@ -174,7 +186,7 @@ def _contents(tensors: Mapping[str, torch.Tensor], places: Mapping[str, str]) ->
     if not places:
         return _contents_in_memory(tuple(tensors), dtypes, shapes)
     return Contents(
-        (name, TensorInfo(name, dtype, tuple(shape), places.get(name, "")))
+        (name, TensorInfo(name, of_torch(dtype), tuple(shape), places.get(name, "")))
         for name, dtype, shape in zip(tensors, dtypes, shapes, strict=True)
     )
 
@@ -185,7 +197,9 @@ def _contents_in_memory(
 ) -> Contents:
     """One for all models that look alike, and when they are merged again."""
     columns = zip(names, dtypes, map(tuple, shapes), strict=True)
-    return Contents((name, TensorInfo(name, dtype, shape)) for name, dtype, shape in columns)
+    return Contents(
+        (name, TensorInfo(name, of_torch(dtype), shape)) for name, dtype, shape in columns
+    )
 
 
 def _aliases(tensors: Mapping[str, torch.Tensor], placed: Placed) -> dict[str, str]:

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from functools import cached_property
 
 import numpy as np
-import torch
+
+from mergekern.lazily import torch
 
 
 class Placed:
@@ -20,6 +21,14 @@ class Placed:
     def __init__(self, tensors: Collection[torch.Tensor]) -> None:
         self._tensors = tensors
         self.begin = np.fromiter(map(torch.Tensor.data_ptr, tensors), np.uint64, len(tensors))
+
+    def chosen(self, places: np.ndarray, moved: np.ndarray) -> Placed:
+        """Some of the tensors, in another order; those that are `moved` are read elsewhere, in an
+        order of their own."""
+        found = Placed(())
+        found.begin, found.end = self.begin[places], self.end[places]
+        found.in_order = self.in_order[places] & ~moved
+        return found
 
     @cached_property
     def in_order(self) -> np.ndarray:

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mergekern.checkpoint.files import WeightFile
 from mergekern.checkpoint.index import check_index, read_index, shard_names
 from mergekern.checkpoint.memory import MemoryCheckpoint, plain_tensors
 from mergekern.errors import CheckpointError
+from mergekern.lazily import torch
 
 SINGLE = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
+from mergekern.arrays import HOST
 from mergekern.checkpoint.base import listing
 from mergekern.checkpoint.contents import Contents
 from mergekern.checkpoint.files import FileState, WeightFile
@@ -30,7 +31,7 @@ class SafetensorsCheckpoint:
     on_disk = True
     notes: tuple[str, ...] = ()
     placed: Placed | None = None
-    device = torch.device("cpu")
+    device = HOST
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class SafetensorsCheckpoint:
         if not self.tensors:
             raise CheckpointError(f"{label}: {listing(headers)} holds no tensors")
 
-    def read(self, name: str, start: int, stop: int, buffer: torch.Tensor | None) -> torch.Tensor:
+    def read(self, name: str, start: int, stop: int, buffer: np.ndarray | None) -> np.ndarray:
         """Elements [start, stop), as a view of the buffer's head; see Checkpoint.read."""
         info = self.tensors[name]
         assert 0 <= start <= stop <= info.numel

@@ -10,11 +10,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
 from mergekern.checkpoint.base import Checkpoint
 from mergekern.checkpoint.config import CONFIG, with_dtype
 from mergekern.checkpoint.files import read_regular, write_whole
+from mergekern.dtypes import DType
 from mergekern.errors import CheckpointError, OutputError
 
 GENERATION = "generation_config.json"
@@ -72,7 +71,7 @@ def wanted(name: str) -> bool:
 def write_side_files(
     donor: Checkpoint,
     output: Path,
-    dtype: torch.dtype | None,
+    dtype: DType | None,
     config: Mapping[str, Any] | None = None,
     instead: Mapping[str, bytes | None] = MappingProxyType({}),
 ) -> SideFiles:

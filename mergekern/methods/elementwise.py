@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
-import torch
-from torch import Tensor
-
 from mergekern import elementary
 from mergekern.function import Found, PerRow
+from mergekern.lazily import torch
 from mergekern.methods.functions import method
 from mergekern.methods.parameters import Doc
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mergekern.survey import Survey
 
 EPSILON = Annotated[float, Doc("deltas no larger than that count as unchanged", "[0, inf)")]

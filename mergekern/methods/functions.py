@@ -6,17 +6,16 @@ import hashlib
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any, get_type_hints
-
-import torch
+from typing import Any, TypeAlias
 
 from mergekern.errors import RecipeError
 from mergekern.function import Found, Function
-from mergekern.methods.parameters import parameters_of
+from mergekern.lazily import torch
+from mergekern.methods.parameters import hints_of, parameters_of
 from mergekern.methods.registry import all_methods, register
 from mergekern.spec import Spec
 
-Call = Callable[..., torch.Tensor]
+Call: TypeAlias = "Callable[..., torch.Tensor]"
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -110,7 +109,7 @@ def _check_signature(name: str, function: Call, base: bool, surveyed: bool) -> N
             f"({', '.join(wanted)}, *, parameters), as base is {base}"
         )
     try:
-        hints = get_type_hints(function)
+        hints = hints_of(function)
     except Exception as error:
         raise RecipeError(f"method {name}: an annotation cannot be read: {error}") from error
     for parameter in given:

@@ -135,13 +135,30 @@ def parameters_of(
     without:  keywords that this method does not offer
     defaults: defaults that differ from the signature's
     """
-    hints = get_type_hints(function, include_extras=True)
+    hints = hints_of(function)
     changed = defaults or {}
     return tuple(
         _parameter(keyword, hints[keyword], changed.get(keyword, declared.default))
         for keyword, declared in inspect.signature(function).parameters.items()
         if declared.kind is inspect.Parameter.KEYWORD_ONLY and keyword not in without
     )
+
+
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of the keyword parameters alone: those of tensors would load torch. Raises what
+    reading an annotation raises."""
+    plain = inspect.unwrap(function)
+    keywords = [
+        name
+        for name, declared in inspect.signature(plain).parameters.items()
+        if declared.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    given = inspect.get_annotations(plain)
+
+    def bare() -> None: ...
+
+    bare.__annotations__ = {name: given[name] for name in keywords if name in given}
+    return get_type_hints(bare, getattr(plain, "__globals__", {}), include_extras=True)
 
 
 def _parameter(keyword: str, annotation: Any, default: Any) -> Parameter:

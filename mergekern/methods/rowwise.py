@@ -9,22 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import combinations, combinations_with_replacement
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mergekern.elementary import angle, sine, total
 from mergekern.function import Found, Function, PerColumn, PerRow
 from mergekern.geometry import ANTIPODAL
+from mergekern.lazily import torch
 from mergekern.methods.functions import digest
 from mergekern.spec import Spec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mergekern.survey import Survey
 
-Gram = dict[tuple[int, int], Tensor]  # fp64 [rows] of each pair i <= j
-Coefficients = Callable[..., list[Tensor]]
+Gram: TypeAlias = "dict[tuple[int, int], Tensor]"  # fp64 [rows] of each pair i <= j
+Coefficients: TypeAlias = "Callable[..., list[Tensor]]"
 
 
 def nuslerp(gram: Gram, *, t: float) -> list[Tensor]:

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from mergekern.dtypes import dtype_name
 from mergekern.errors import RecipeError
+from mergekern.lazily import is_dtype, torch
 from mergekern.methods import all_methods, get_method
 from mergekern.recipe.grid import expand
 from mergekern.recipe.recipe import Entry, Part, Recipe
@@ -188,6 +189,6 @@ def _text(what: Any) -> tuple[str, str]:
 def _dtype_text(dtype: str | torch.dtype | None) -> str | None:
     if dtype is None or isinstance(dtype, str):
         return dtype
-    if isinstance(dtype, torch.dtype):
+    if is_dtype(dtype) or isinstance(dtype, np.dtype):
         return dtype_name(dtype)
     raise RecipeError(f"dtype is {dtype!r}; want a name like bfloat16")

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
-
+from mergekern.dtypes import DType
 from mergekern.methods import Method, Parameter
 from mergekern.recipe.choosing import Chooser
 from mergekern.recipe.setting import NOTHING, Setting, constant
@@ -73,8 +72,8 @@ class Recipe:
     given: Mapping[str, Setting | tuple[Setting, ...]] = field(default_factory=dict)
     settings: Level = field(default_factory=dict)
     preset: Level = field(default_factory=dict)
-    dtype: torch.dtype | None = None
-    out_dtype: torch.dtype | None = None
+    dtype: DType | None = None
+    out_dtype: DType | None = None
     tokenizer: TokenizerSettings | None = None
     chat_template: str | None = None
     notes: tuple[str, ...] = ()

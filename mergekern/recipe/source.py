@@ -9,9 +9,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mergekern.errors import RecipeError
+from mergekern.lazily import is_tensor
 from mergekern.recipe.text import shown
 
 REFERENCE_KEYS = frozenset({"model", "path", "revision", "lora", "override_architecture"})
@@ -103,7 +102,7 @@ def is_reference(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and ("model" in value or "path" in value)
-        and not any(isinstance(each, torch.Tensor) for each in value.values())
+        and not any(is_tensor(each) for each in value.values())
     )
 
 

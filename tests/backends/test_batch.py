@@ -13,6 +13,7 @@ from devices import DEVICES
 from mergekern.backends import CHUNK
 from mergekern.backends.cpu import CpuBackend, instruction_sets
 from mergekern.backends.reference import ReferenceBackend
+from mergekern.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from mergekern.fused import Batch, ExpertScalars, Findings, FusedOp, Tile, Window
 
 BACKENDS = [
@@ -42,9 +43,9 @@ def batch_of(given: list[Tile], outs: list[torch.Tensor]) -> Batch:
     windows = [[(LOW, t.numel // 2 - k, 2**63 - 1, k) for k in range(3)] for t in given]
     inputs = [[x.data_ptr() for x in (t.base, *t.experts) if x is not None] for t in given]
     return Batch(
-        base=torch.bfloat16,
-        experts=(torch.bfloat16, torch.float32, torch.float16),
-        out=torch.bfloat16,
+        base=BFLOAT16,
+        experts=(BFLOAT16, FLOAT32, FLOAT16),
+        out=BFLOAT16,
         inputs=np.array(inputs, np.uint64),
         outs=np.array([out.data_ptr() for out in outs], np.uint64),
         offset=np.array([t.offset for t in given]),
@@ -115,8 +116,8 @@ def test_overflow() -> None:
         outs = [torch.zeros(9, dtype=torch.float16) for _ in given]
         batch = Batch(
             base=None,
-            experts=(torch.float32,),
-            out=torch.float16,
+            experts=(FLOAT32,),
+            out=FLOAT16,
             inputs=np.array([[0, t.experts[0].data_ptr()] for t in given], np.uint64),
             outs=np.array([out.data_ptr() for out in outs], np.uint64),
             offset=np.zeros(3, np.int64),
@@ -133,8 +134,8 @@ def test_overflow() -> None:
         ({"numel": np.array([1, 2])}, "column must be int64"),
         ({"outs": np.array([1.0])}, "column must be uint64"),
         ({"base": None}, "needs a base"),
-        ({"base": torch.float64}, "not computed in"),
-        ({"base": torch.int8}, "not computed in"),
+        ({"base": FLOAT64}, "not computed in"),
+        ({"base": np.dtype(np.int8)}, "not computed in"),
     ],
 )
 def test_what_cannot_be_a_batch(change: dict[str, object], message: str) -> None:

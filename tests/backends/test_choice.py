@@ -33,7 +33,7 @@ def test_kernels_that_were_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "reference"])
 def test_models_elsewhere(name: str) -> None:
-    there = torch.device("cuda", 0)
+    there = "cuda:0"
     with pytest.raises(RecipeError, match="the models lie on cuda:0 and were to be merged on cpu"):
         get_backend(name, device="cpu", held=there)
 

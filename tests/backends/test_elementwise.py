@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CHUNK, FLOATS, KINDS, LENGTHS, bits, tile, work_of
+from cases import CHUNK, FLOATS, KINDS, LENGTHS, bits, equal, tile, work_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +16,7 @@ from mergekern.backends.cpu import CpuBackend, instruction_sets
 from mergekern.backends.formulas import spelled
 from mergekern.backends.functions import widened
 from mergekern.backends.reference import ReferenceBackend
+from mergekern.dtypes import FLOAT32, FLOAT64, DType, to_torch
 from mergekern.function import Function, PerRow
 from mergekern.fused import ExpertScalars, Findings, FusedOp, Tile
 from mergekern.methods import get_method
@@ -29,7 +30,7 @@ MANY = (*KINDS, "mixed", "specials")
 SPECIALS = (math.inf, -math.inf, math.nan, 0.0, -0.0, 1e-45, -6e-8, 65504.0, -65504.0, 3e38, -3e38)
 
 
-def op_of(method: str, t: Tile, work: torch.dtype, /, **parameters: Any) -> FusedOp:
+def op_of(method: str, t: Tile, work: DType, /, **parameters: Any) -> FusedOp:
     function = get_method(method).function(**parameters).function
     scalars = tuple(ExpertScalars(k, 1.0) for k in range(len(t.experts)))
     return FusedOp("function", scalars, work=work, function=function)
@@ -70,33 +71,33 @@ def assert_same(op: FusedOp, t: Tile, dtype: torch.dtype) -> Findings:
 
 
 @st.composite
-def cases(draw: st.DrawFn, most: int) -> tuple[Tile, torch.dtype]:
+def cases(draw: st.DrawFn, most: int) -> tuple[Tile, DType]:
     """A tile, and the dtype to compute in."""
     dtypes = draw(st.lists(st.sampled_from(FLOATS), min_size=2, max_size=1 + most))
     if draw(st.booleans()):
         dtypes = [dtypes[0]] * len(dtypes)
     numel, kind = draw(st.sampled_from(LENGTHS[1:])), draw(st.sampled_from(MANY))
     t = tile_of(numel, dtypes, kind, draw(st.integers(1, 9)))
-    wide = draw(st.booleans()) or work_of(t) == torch.float64
-    return t, torch.float64 if wide else torch.float32
+    wide = draw(st.booleans()) or work_of(t) == FLOAT64
+    return t, FLOAT64 if wide else FLOAT32
 
 
 @GRID
 @given(case=cases(1), t=st.sampled_from((*BOUNDS, -0.5, -0.0)), dtype=st.sampled_from(FLOATS))
-def test_nearswap(case: tuple[Tile, torch.dtype], t: float, dtype: torch.dtype) -> None:
+def test_nearswap(case: tuple[Tile, DType], t: float, dtype: torch.dtype) -> None:
     assert_same(op_of("nearswap", *case, t=t), case[0], dtype)
 
 
 @GRID
 @given(case=cases(5), epsilon=st.none() | st.sampled_from(BOUNDS), dtype=st.sampled_from(FLOATS))
-def test_ram(case: tuple[Tile, torch.dtype], epsilon: float | None, dtype: torch.dtype) -> None:
+def test_ram(case: tuple[Tile, DType], epsilon: float | None, dtype: torch.dtype) -> None:
     given_ = {} if epsilon is None else {"epsilon": epsilon}
     assert_same(op_of("ram", *case, **given_), case[0], dtype)
 
 
 @GRID
 @given(case=cases(5), epsilon=st.sampled_from(BOUNDS), dtype=st.sampled_from(FLOATS))
-def test_ramplus_tl(case: tuple[Tile, torch.dtype], epsilon: float, dtype: torch.dtype) -> None:
+def test_ramplus_tl(case: tuple[Tile, DType], epsilon: float, dtype: torch.dtype) -> None:
     boosts = torch.tensor([1.0, 1.02, 1 / 3, 1.2, -0.7], dtype=torch.float64)
     op = op_of("ramplus_tl", *case, epsilon=epsilon)
     op = replace(op, found={"boost": boosts[: len(case[0].experts)]})
@@ -107,7 +108,7 @@ def test_ramplus_tl(case: tuple[Tile, torch.dtype], epsilon: float, dtype: torch
 @given(
     case=cases(1), width=st.sampled_from([1, 3, 100, 512, 70_000]), dtype=st.sampled_from(FLOATS)
 )
-def test_arcee_fusion(case: tuple[Tile, torch.dtype], width: int, dtype: torch.dtype) -> None:
+def test_arcee_fusion(case: tuple[Tile, DType], width: int, dtype: torch.dtype) -> None:
     """The importance of every element, and the merge by one of them."""
     t, work = case
     g = torch.Generator().manual_seed(width)
@@ -118,19 +119,19 @@ def test_arcee_fusion(case: tuple[Tile, torch.dtype], width: int, dtype: torch.d
     op = op_of("arcee_fusion", t, work)
     assert op.function is not None
     ranked = replace(op.function, call=importance)
-    assert_same(replace(op, function=ranked, found={"divergence": divergence}), t, work)
-    found = {"divergence": divergence.at(t.offset, t.numel).to(work)}
+    assert_same(replace(op, function=ranked, found={"divergence": divergence}), t, to_torch(work))
+    found = {"divergence": divergence.at(t.offset, t.numel).to(to_torch(work))}
     threshold = importance(*widened(t, work), found)[t.numel // 2]
     assert_same(replace(op, found={"divergence": divergence, "threshold": threshold}), t, dtype)
 
 
 @GRID
 @given(case=cases(5), epsilon=st.sampled_from(BOUNDS))
-def test_counts_of_overlaps(case: tuple[Tile, torch.dtype], epsilon: float) -> None:
+def test_counts_of_overlaps(case: tuple[Tile, DType], epsilon: float) -> None:
     t, work = case
     want = overlaps(*widened(t, work), epsilon=epsilon).sum(-1)  # type: ignore[arg-type]
     for backend in BACKENDS:
-        assert torch.equal(backend.overlaps(t, work, epsilon), want), backend.instruction_set
+        assert equal(backend.overlaps(t, work, epsilon), want), backend.instruction_set
 
 
 @pytest.mark.parametrize("method", ["nearswap", "ram"])
@@ -138,7 +139,7 @@ def test_several_pieces_and_what_they_find(method: str) -> None:
     """NaN and Inf far apart, in threads of their own, and what fp16 cannot hold."""
     t = tile_of(3 * CHUNK + 5, [torch.float32] * 2, "mixed", 1)
     parameters = {"t": 1e-4} if method == "nearswap" else {}
-    op = op_of(method, t, torch.float32, **parameters)
+    op = op_of(method, t, FLOAT32, **parameters)
     assert assert_same(op, t, torch.bfloat16) == Findings()
     t.experts[0][-1] = math.inf
     assert assert_same(op, t, torch.bfloat16).non_finite == (0,)
@@ -155,7 +156,7 @@ def test_a_function_is_known_by_itself() -> None:
         return base - epsilon
 
     t = tile_of(9, [torch.float32] * 3, "near", 1)
-    op = op_of("ram", t, torch.float32, epsilon=0.5)
+    op = op_of("ram", t, FLOAT32, epsilon=0.5)
     assert op.function is not None and op.function.call is ram
     users = Function("ram", other, None, op.function.digest, op.function.parameters)
     out = torch.empty(9)

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from cases import FLOATS, KINDS, LENGTHS, PHASED, bits, ops, tile, tiles, windows, work_of
+from cases import (
+    FLOATS,
+    KINDS,
+    LENGTHS,
+    PHASED,
+    assert_exact,
+    bits,
+    ops,
+    same_bits,
+    tile,
+    tiles,
+    windows,
+    work_of,
+)
 from devices import DEVICES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mergekern import _C
+from mergekern.arrays import to_host
 from mergekern.backends import CHUNK, Bracket
 from mergekern.backends.cpu import CpuBackend, instruction_sets
 from mergekern.backends.reference import ReferenceBackend, round_to
+from mergekern.dtypes import BFLOAT16, FLOAT32, FLOAT64, of_torch
 from mergekern.fused import ExpertScalars, FusedOp, Tile, Window
 
 REFERENCE = ReferenceBackend()
@@ -68,10 +84,11 @@ def test_weights_in_common(data) -> None:
     t = tile(numel, [dtype] * data.draw(st.integers(2, 12)), kind, seed=numel)
     weight = st.sampled_from([1.0, 0.25, 2.0**-16, 2.0**-17, 2.0, 1 / 3, 0.1, -0.5, 0.0, 1e-30])
     coef, share = data.draw(weight), data.draw(weight)
-    window = data.draw(windows(t, torch.float32))
+    vote = data.draw(st.one_of(st.just(coef), weight))
+    window = data.draw(windows(t, FLOAT32))
     keep_below = data.draw(st.sampled_from([2**32, 2**32, 1 << 31]))
     experts = [
-        ExpertScalars(i, coef, coef, share, window, keep_below) for i in range(len(t.experts))
+        ExpertScalars(i, coef, vote, share, window, keep_below) for i in range(len(t.experts))
     ]
     if data.draw(st.booleans()):
         experts[-1] = replace(experts[-1], coef=1.5, vote=1.5, share=0.7)
@@ -84,6 +101,19 @@ def test_weights_in_common(data) -> None:
     assert_same(op, t, data.draw(st.sampled_from(PHASED)))
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("votes", [[1.0], [1.0, 0.25], [0.5, 1.0, -1.0]])
+def test_ballots_apart_from_values(count: int, votes: list[float]) -> None:
+    """The heaviest value is outvoted, here and there."""
+    t = tile(3000, [torch.bfloat16] * (count + 1), "near", seed=count)
+    coefs = [0.7, 0.1, 0.2, 1.5, 0.3]
+    experts = tuple(
+        ExpertScalars(i, coefs[i], votes[i % len(votes)], coefs[i]) for i in range(count)
+    )
+    for combine in ("sum", "mean"):
+        assert_same(FusedOp("task_vector", experts, "mass", combine), t, torch.bfloat16)
+
+
 @pytest.mark.parametrize("coef", [1.0, 0.5, 2.0**-16, 2.0**-17, 2.0**-18])
 @pytest.mark.parametrize("dtype", PHASED)
 def test_products_that_underflow(coef: float, dtype: torch.dtype) -> None:
@@ -91,9 +121,10 @@ def test_products_that_underflow(coef: float, dtype: torch.dtype) -> None:
     it."""
     t = tile(4000, [dtype] * 4, "denormal", seed=5)
     for combine in ("sum", "mean"):
-        experts = tuple(ExpertScalars(i, coef, coef, coef) for i in range(3))
-        op = FusedOp("task_vector", experts, "mass", combine, scale=2.0**30)
-        assert_same(op, t, dtype)
+        for pair in ((coef, coef), (coef, 1.0), (1.0, coef)):
+            experts = tuple(ExpertScalars(i, *pair, coef) for i in range(3))
+            op = FusedOp("task_vector", experts, "mass", combine, scale=2.0**30)
+            assert_same(op, t, dtype)
 
 
 @pytest.mark.parametrize("count", [3, 6, 10])
@@ -104,6 +135,18 @@ def test_shares_that_do_not_add_up(count: int) -> None:
     experts = tuple(ExpertScalars(i, 1.0, 1.0, 0.1) for i in range(count))
     for scale in (1.0, 0.1, 0.3, 0.6):
         assert_same(FusedOp("task_vector", experts, "mass", "mean", scale), t, torch.bfloat16)
+
+
+def test_tiles_of_numpy() -> None:
+    """Arrays and tensors are one to a backend, outputs too."""
+    t = tile(CHUNK + 77, [torch.bfloat16, torch.float32, torch.float16], "near")
+    there = replace(t, base=to_host(t.base), experts=tuple(map(to_host, t.experts)))
+    op = FusedOp("task_vector", (ExpertScalars(0, 0.5), ExpertScalars(1, 0.3)), "mass", "mean")
+    want, found = run(REFERENCE, op, t, torch.bfloat16)
+    for backend in (REFERENCE, *BACKENDS):
+        out = np.zeros(t.numel, BFLOAT16)
+        assert backend.fuse(op, there, out) == found
+        assert same_bits(out, want)
 
 
 def test_sixty_four_experts() -> None:
@@ -170,7 +213,7 @@ def test_unaligned_bytes(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_non_finite_inputs_are_found(dtype: torch.dtype, value: float) -> None:
-    op = FusedOp("task_vector", (ExpertScalars(0, 0.5), ExpertScalars(1, 0.5)), work=torch.float64)
+    op = FusedOp("task_vector", (ExpertScalars(0, 0.5), ExpertScalars(1, 0.5)), work=FLOAT64)
     for place in (-1, 0, 1):
         t = tile(CHUNK + 5, [dtype] * 3, "near")
         victim = t.base if place == -1 else t.experts[place]
@@ -205,25 +248,27 @@ def test_overflow_of_the_output_is_found() -> None:
 
 
 @pytest.mark.parametrize("combine", ["sum", "mean", "max"])
-def test_votes_and_values_that_overflow(combine) -> None:
+@pytest.mark.parametrize("dtype", PHASED)
+def test_votes_and_values_that_overflow(combine, dtype: torch.dtype) -> None:
     """Ballots of +Inf and -Inf have no sum; an infinite delta without weight is no number."""
-    base = torch.tensor([0.0, 0.0, -3e38, 0.0])
-    tall, deep = torch.tensor([1e38, 1.0, 3e38, 1e38]), torch.tensor([-1e38, 1.0, -3e38, 1.0])
+    base = torch.tensor([0.0, 0.0, -3e38, 0.0]).to(dtype)
+    tall = torch.tensor([1e38, 1.0, 3e38, 1e38]).to(dtype)
+    deep = torch.tensor([-1e38, 1.0, -3e38, 1.0]).to(dtype)
     for coef in (0.1, 0.0):
         experts = (ExpertScalars(0, coef, vote=100.0), ExpertScalars(1, 0.1, vote=100.0))
         op = FusedOp("task_vector", experts, "mass", combine)
-        assert_same(op, Tile("w", 0, base, (tall, deep)), torch.float32)
+        assert_same(op, Tile("w", 0, base, (tall, deep)), dtype)
 
 
 def test_deltas_need_a_base() -> None:
     t = Tile("w", 0, None, (torch.ones(9),))
     op = FusedOp("task_vector", (ExpertScalars(0, 1.0),))
-    tallies = [torch.zeros((BACKENDS[0].lanes, 1), dtype=torch.int64)]
+    tallies = [np.zeros((BACKENDS[0].lanes, 1), np.int64)]
     for call in (
         lambda b: b.fuse(op, t, torch.empty(9)),
         lambda b: b.masked_sums(op, t),
-        lambda b: b.magnitudes(t, 0, torch.float32),
-        lambda b: b.count(t, [Bracket(0, 0, 0, 1)], torch.float32, tallies),
+        lambda b: b.magnitudes(t, 0, FLOAT32),
+        lambda b: b.count(t, [Bracket(0, 0, 0, 1)], FLOAT32, tallies),
     ):
         with pytest.raises(ValueError, match="w: deltas need a base"):
             call(BACKENDS[0])
@@ -249,7 +294,7 @@ def test_rounding_at_every_midpoint(narrow: torch.dtype, wide: torch.dtype) -> N
     middle = (every[:-1] + every[1:]) / 2
     ends = [middle, middle.nextafter(every[1:]), middle.nextafter(every[:-1])]
     x = torch.cat([*ends, *(-m for m in ends)])
-    op = FusedOp("linear_combination", (ExpertScalars(0, 1.0),), work=wide)
+    op = FusedOp("linear_combination", (ExpertScalars(0, 1.0),), work=of_torch(wide))
     for backend in BACKENDS:
         out, _ = run(backend, op, Tile("w", 0, None, (x,)), narrow)
         assert torch.equal(bits(out), bits(round_to(x + 0.0, narrow)))
@@ -262,9 +307,8 @@ def test_reductions(data) -> None:
     op = data.draw(ops(t))
     sums, gram = REFERENCE.masked_sums(op, t), REFERENCE.gram(t, op.work)
     for backend in BACKENDS:
-        # NaN where a delta overflows; otherwise the same bits
-        torch.testing.assert_close(backend.masked_sums(op, t), sums, rtol=0, atol=0, equal_nan=True)
-        torch.testing.assert_close(backend.gram(t, op.work), gram, rtol=0, atol=0, equal_nan=True)
+        assert_exact(backend.masked_sums(op, t), sums)
+        assert_exact(backend.gram(t, op.work), gram)
 
 
 def test_threads_do_not_change_a_bit() -> None:

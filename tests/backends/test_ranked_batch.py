@@ -14,6 +14,7 @@ from mergekern.backends import CHUNK
 from mergekern.backends.cpu import CpuBackend, instruction_sets
 from mergekern.backends.reference import ReferenceBackend
 from mergekern.batches import fuse_batch
+from mergekern.dtypes import FLOAT32, of_torch, work_dtype
 from mergekern.fused import Batch, FusedOp
 
 BACKENDS = [CpuBackend(threads, name) for name in instruction_sets() for threads in (1, 3)]
@@ -25,7 +26,7 @@ NUMELS = [*range(1, 20), 31, 511, 512, 513, 1024, 4095, 4096, 4097]
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("experts", [1, 2, 3, 4, 5])
 def test_every_backend_keeps_the_same(experts: int, dtype: torch.dtype, ties: str) -> None:
-    work = torch.promote_types(dtype, torch.float32)
+    work = work_dtype([of_torch(dtype)])
     for kind in KINDS:
         given = [tile(n, [dtype] * (experts + 1), kind, seed=n) for n in NUMELS]
         for gamma in (0.0, 0.1):
@@ -51,7 +52,7 @@ def test_the_largest(number: int) -> None:
     found = []
     for backend in (REFERENCE, *BACKENDS):
         batch = batch_of(given, spec, outs)
-        backend.fuse_batch(op_of(2, torch.float32), batch)
+        backend.fuse_batch(op_of(2, FLOAT32), batch)
         found.append(batch.windows)
     assert all(np.array_equal(windows, found[0]) for windows in found)
 
@@ -62,10 +63,10 @@ def test_nan_is_ranked_first_and_found() -> None:
     outs = [torch.zeros(900) for _ in given]
     spec = spec_of(2, "index", 0.0)
     wanted = batch_of(given, spec, outs)
-    seen = REFERENCE.fuse_batch(op_of(2, torch.float32), wanted)
+    seen = REFERENCE.fuse_batch(op_of(2, FLOAT32), wanted)
     for backend in BACKENDS:
         batch = batch_of(given, spec, outs)
-        assert backend.fuse_batch(op_of(2, torch.float32), batch) == seen
+        assert backend.fuse_batch(op_of(2, FLOAT32), batch) == seen
         assert np.array_equal(batch.windows, wanted.windows)
     assert list(seen) == [1] and seen[1].non_finite == (1,)
 
@@ -73,7 +74,7 @@ def test_nan_is_ranked_first_and_found() -> None:
 def test_what_was_found_is_kept_for_others() -> None:
     given = [tile(900, [torch.float32] * 3, "near", seed) for seed in range(3)]
     outs = [torch.zeros(900) for _ in given]
-    op, known = op_of(2, torch.float32), {}
+    op, known = op_of(2, FLOAT32), {}
     calls = []
 
     class Watched(CpuBackend):
@@ -101,4 +102,4 @@ def test_what_cannot_be_ranked(change: dict[str, object], message: str) -> None:
     given = [tile(100, [torch.float32] * 3, "near")]
     batch = replace(batch_of(given, spec_of(2, "index", 0.0), [torch.zeros(100)]), **change)
     with pytest.raises(ValueError, match=message):
-        CpuBackend(1).fuse_batch(op_of(2, torch.float32), batch)
+        CpuBackend(1).fuse_batch(op_of(2, FLOAT32), batch)

@@ -9,13 +9,27 @@ import numpy as np
 import pytest
 import ranked_batches
 import torch
-from cases import FLOATS, KINDS, LENGTHS, PHASED, bits, ops, same_bits, tile, tiles, work_of
+from cases import (
+    FLOATS,
+    KINDS,
+    LENGTHS,
+    PHASED,
+    assert_exact,
+    bits,
+    equal,
+    ops,
+    same_bits,
+    tile,
+    tiles,
+    work_of,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ranked_batches import spec_of
 
 from mergekern.backends import CHUNK, Bracket, Margin
 from mergekern.backends.reference import ReferenceBackend, round_to
+from mergekern.dtypes import BFLOAT16, FLOAT32, FLOAT64, DType, of_torch, to_torch
 from mergekern.fused import EVERY_INDEX, Batch, ExpertScalars, Findings, FusedOp, Tile, Window
 
 pytest.importorskip("triton")
@@ -84,7 +98,7 @@ def test_any_alignment(shift: int) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf])
 def test_non_finite_inputs_are_found(dtype: torch.dtype, value: float) -> None:
-    op = FusedOp("task_vector", (ExpertScalars(0, 0.5), ExpertScalars(1, 0.5)), work=torch.float64)
+    op = FusedOp("task_vector", (ExpertScalars(0, 0.5), ExpertScalars(1, 0.5)), work=FLOAT64)
     for place in (-1, 1):
         t = tile(1005, [dtype] * 3, "near")
         victim = t.base if place == -1 else t.experts[place]
@@ -116,7 +130,7 @@ def test_rounding_at_every_midpoint(narrow: torch.dtype, wide: torch.dtype) -> N
     middle = (every[:-1] + every[1:]) / 2
     ends = [middle, middle.nextafter(every[1:]), middle.nextafter(every[:-1])]
     x = torch.cat([*ends, *(-m for m in ends)])
-    op = FusedOp("linear_combination", (ExpertScalars(0, 1.0),), work=wide)
+    op = FusedOp("linear_combination", (ExpertScalars(0, 1.0),), work=of_torch(wide))
     got = run(op, Tile("w", 0, None, (x,)), narrow)[0]
     assert torch.equal(bits(got), bits(round_to(x + 0.0, narrow)))
 
@@ -131,9 +145,9 @@ def test_many_tiles() -> None:
     rows = (ExpertScalars(0, 0.5, 0.5, 0.5), ExpertScalars(1, 0.5, 0.5, 0.5, keep_below=1 << 31))
     op = FusedOp("task_vector", rows, "mass", "mean")
     batch = Batch(
-        base=torch.bfloat16,
-        experts=(torch.bfloat16, torch.float32),
-        out=torch.bfloat16,
+        base=BFLOAT16,
+        experts=(BFLOAT16, FLOAT32),
+        out=BFLOAT16,
         inputs=np.array([[x.data_ptr() for x in (t.base, *t.experts)] for t in given], np.uint64),
         outs=np.array([out.data_ptr() for out in outs], np.uint64),
         offset=np.array([t.offset for t in given]),
@@ -160,8 +174,8 @@ def assert_speculates(op: FusedOp, t: Tile, margins: list[Margin], dtype) -> Non
     out = None if want_out is None else torch.full_like(want_out, 3.0).to(DEVICE)
     got = backend_for(t.numel).speculate(op, on_device(t), margins, out)
     assert got.findings == want.findings
-    assert torch.equal(got.kept, want.kept)
-    assert torch.equal(got.open.cpu(), want.open)
+    assert np.array_equal(got.kept, want.kept)
+    assert equal(got.open, want.open)
     assert out is None or same_bits(out.cpu(), want_out)
 
 
@@ -194,13 +208,13 @@ def test_cuts_that_lie_apart(numel: int) -> None:
         assert_speculates(op, t, [margin] * 3, torch.bfloat16)
 
 
-def assert_counts(t: Tile, brackets: list[Bracket], work: torch.dtype) -> None:
-    want, got = ([torch.zeros((1, b.bins), dtype=torch.int64) for b in brackets] for _ in "ab")
+def assert_counts(t: Tile, brackets: list[Bracket], work: DType) -> None:
+    want, got = ([np.zeros((1, b.bins), np.int64) for b in brackets] for _ in "ab")
     wanted = REFERENCE.count(t, brackets, work, want)
     counts = backend_for(t.numel).count(on_device(t), brackets, work, got)
     assert [c.above for c in counts] == [c.above for c in wanted]
-    assert all(torch.equal(a.chunks, b.chunks) for a, b in zip(counts, wanted, strict=True))
-    assert all(map(torch.equal, got, want))
+    assert all(np.array_equal(a.chunks, b.chunks) for a, b in zip(counts, wanted, strict=True))
+    assert all(map(np.array_equal, got, want))
 
 
 @grid(10)
@@ -211,18 +225,18 @@ def test_magnitudes_and_counts(data) -> None:
     for expert in range(len(t.experts)):
         want = REFERENCE.magnitudes(t, expert, work)
         got = backend_for(t.numel).magnitudes(on_device(t), expert, work)
-        assert torch.equal(got, want)
+        assert np.array_equal(got, want)
         for shift, bins in ((0, 1), (0, 77), (13, 300)):
             low = int(want[data.draw(st.integers(0, t.numel - 1))]) if t.numel else 5
             brackets.append(Bracket(expert, max(0, low - (bins << shift) // 3), shift, bins))
     assert_counts(t, brackets, work)
 
 
-@pytest.mark.parametrize("work", [torch.float32, torch.float64])
-def test_a_bracket_up_to_the_largest_magnitude(work: torch.dtype) -> None:
-    t = tile(1000, [work] * 2, "bits")
+@pytest.mark.parametrize("work", [FLOAT32, FLOAT64])
+def test_a_bracket_up_to_the_largest_magnitude(work: DType) -> None:
+    t = tile(1000, [to_torch(work)] * 2, "bits")
     t.experts[0][9] = torch.nan
-    end = 2**63 if work == torch.float64 else 2**31
+    end = 2**63 if work == FLOAT64 else 2**31
     shift = end.bit_length() - 11
     assert_counts(t, [Bracket(0, 0, shift, 1024), Bracket(0, end - 1024, 0, 1024)], work)
 
@@ -237,8 +251,7 @@ def test_sums(data) -> None:
         (backend.masked_sums(op, there), REFERENCE.masked_sums(op, t)),
         (backend.gram(there, op.work), REFERENCE.gram(t, op.work)),
     ):
-        # NaN where a delta overflows; otherwise the same bits
-        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+        assert_exact(got, want)
 
 
 def test_sums_row_by_row() -> None:
@@ -246,13 +259,13 @@ def test_sums_row_by_row() -> None:
     t = tile(5000, [torch.bfloat16] * 2, "near")
     backend = backend_of_span(8192, 1024, 1)
     op = FusedOp("task_vector", (ExpertScalars(0, 1.0),))
-    assert torch.equal(backend.masked_sums(op, on_device(t)), REFERENCE.masked_sums(op, t))
+    assert np.array_equal(backend.masked_sums(op, on_device(t)), REFERENCE.masked_sums(op, t))
 
 
 def test_gram_of_weights_in_tiles_of_pairs() -> None:
     t = replace(tile(5000, [torch.bfloat16] * 6, "near"), base=None)
-    got = backend_for(5000).gram(on_device(t), torch.float32)
-    assert torch.equal(got, REFERENCE.gram(t, torch.float32))
+    got = backend_for(5000).gram(on_device(t), FLOAT32)
+    assert np.array_equal(got, REFERENCE.gram(t, FLOAT32))
 
 
 def test_compact() -> None:
@@ -261,7 +274,7 @@ def test_compact() -> None:
     marks[-1] = 1
     want_index, want = REFERENCE.compact(t, marks, t.numel)
     index, got = backend_for(1001).compact(on_device(t), marks.to(DEVICE), t.numel)
-    assert torch.equal(index.cpu(), want_index)
+    assert equal(index, want_index)
     assert same_bits(got.base.cpu(), want.base)
     assert same_bits(got.experts[0].cpu(), want.experts[0])
 
@@ -270,7 +283,7 @@ def test_compact() -> None:
 def test_large_tensors_by_rank(ties: str, dtype: torch.dtype) -> None:
     given = [tile(n, [dtype] * 3, "near", seed=n) for n in (CHUNK + 9, CHUNK + 77, 300)]
     backend = backend_for(CHUNK)
-    ranked_batches.assert_same(backend, given, spec_of(2, ties, 0.0), torch.float32, dtype)
+    ranked_batches.assert_same(backend, given, spec_of(2, ties, 0.0), FLOAT32, dtype)
 
 
 def test_columns_are_those_of_the_table() -> None:

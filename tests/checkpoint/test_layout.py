@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import re
 
+import ml_dtypes
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reading import whole
 from safetensors import safe_open
 
 from mergekern.checkpoint import open_checkpoint
 from mergekern.checkpoint.base import TensorInfo
 from mergekern.checkpoint.layout import Shard, index_json, lay_out
-from mergekern.dtypes import SAFETENSORS
+from mergekern.dtypes import BFLOAT16, FLOAT32, SAFETENSORS, UINT8, DType, to_torch
 from mergekern.errors import CheckpointError, RecipeError
 
+INT4 = np.dtype(ml_dtypes.int4)
 
-def infos(*parts: tuple[torch.dtype, tuple[int, ...]]) -> list[TensorInfo]:
+
+def infos(*parts: tuple[DType, tuple[int, ...]]) -> list[TensorInfo]:
     return [TensorInfo(f"t{i}", dtype, shape) for i, (dtype, shape) in enumerate(parts)]
 
 
@@ -39,7 +44,7 @@ def write(folder, shards: tuple[Shard, ...], values: dict[str, torch.Tensor]) ->
 def random_values(tensors: list[TensorInfo]) -> dict[str, torch.Tensor]:
     return {
         info.name: torch.randint(0, 2, (info.nbytes,), dtype=torch.uint8)
-        .view(info.dtype)
+        .view(to_torch(info.dtype))
         .view(info.shape)
         for info in tensors
     }
@@ -88,7 +93,7 @@ def check_shard(folder, shard: Shard, values: dict[str, torch.Tensor]) -> None:
 
 
 def test_names_of_files_and_their_order() -> None:
-    half = (torch.bfloat16, (10,))
+    half = (BFLOAT16, (10,))
     (one,) = lay_out(infos(half, half), 100)
     assert one.file == "model.safetensors" and index_json([one]) is None
     many = lay_out(infos(half, half, half), 40)
@@ -104,7 +109,7 @@ def test_names_of_files_and_their_order() -> None:
 
 
 def test_keeps_order_unless_elements_would_lie_across() -> None:
-    byte, half, word = torch.uint8, torch.bfloat16, torch.float32
+    byte, half, word = UINT8, BFLOAT16, FLOAT32
     (kept,) = lay_out(infos((half, (2,)), (word, (1,)), (byte, (1,))), 1000)
     assert list(kept.offsets) == ["t0", "t1", "t2"]
     (sorted_,) = lay_out(infos((half, (1,)), (word, (1,)), (half, (1,)), (word, (1,))), 1000)
@@ -114,7 +119,7 @@ def test_keeps_order_unless_elements_would_lie_across() -> None:
 
 
 def test_a_large_tensor_is_alone() -> None:
-    small, large = (torch.float32, (1,)), (torch.float32, (100,))
+    small, large = (FLOAT32, (1,)), (FLOAT32, (100,))
     shards = lay_out(infos(small, large, small, small), 50)
     assert [list(shard.offsets) for shard in shards] == [["t0"], ["t1"], ["t2", "t3"]]
 
@@ -122,13 +127,13 @@ def test_a_large_tensor_is_alone() -> None:
 def test_header_of_exactly_a_page() -> None:
     """Names of every length: the padding never breaks, whatever the JSON's length."""
     for length in range(3900, 4100):
-        (shard,) = lay_out([TensorInfo("x" * length, torch.uint8, (1,))], 10)
+        (shard,) = lay_out([TensorInfo("x" * length, UINT8, (1,))], 10)
         assert len(shard.header) in (4096, 8192)
         assert int.from_bytes(shard.header[:8], "little") == len(shard.header) - 8
 
 
 def test_names_beyond_ascii(tmp_path) -> None:
-    tensors = [TensorInfo('größe."é"', torch.float32, (2,))]
+    tensors = [TensorInfo('größe."é"', FLOAT32, (2,))]
     shards = lay_out(tensors, 100)
     write(tmp_path, shards, random_values(tensors))
     check_shard(tmp_path, shards[0], random_values(tensors) | read_back(tmp_path))
@@ -136,19 +141,16 @@ def test_names_beyond_ascii(tmp_path) -> None:
 
 def read_back(folder) -> dict[str, torch.Tensor]:
     checkpoint = open_checkpoint(folder)
-    return {
-        name: checkpoint.read(name, 0, info.numel, None)
-        for name, info in checkpoint.tensors.items()
-    }
+    return {name: whole(checkpoint, name) for name in checkpoint.tensors}
 
 
 @pytest.mark.parametrize(
     ("tensors", "size", "error", "message"),
     [
-        (infos((torch.float32, (1,))), 0, RecipeError, "max_shard_size is 0, wanted a number of"),
-        (infos((torch.qint8, (1,))), 9, CheckpointError, "'t0': safetensors cannot hold qint8"),
-        (infos((torch.uint8, (1,))) * 2, 9, CheckpointError, "'t0': its name is taken"),
-        ([TensorInfo("__metadata__", torch.uint8, ())], 9, CheckpointError, "its name is taken"),
+        (infos((FLOAT32, (1,))), 0, RecipeError, "max_shard_size is 0, wanted a number of"),
+        (infos((INT4, (1,))), 9, CheckpointError, "'t0': safetensors cannot hold int4"),
+        (infos((UINT8, (1,))) * 2, 9, CheckpointError, "'t0': its name is taken"),
+        ([TensorInfo("__metadata__", UINT8, ())], 9, CheckpointError, "its name is taken"),
     ],
     ids=["no room", "dtype", "name twice", "name of the metadata"],
 )

@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from adapters import CASES, Adapted, make
+from reading import part, whole
 from safetensors.torch import load_file, save_file
 
-from mergekern.checkpoint import Checkpoint, open_checkpoint
+from mergekern.checkpoint import open_checkpoint
+from mergekern.dtypes import BFLOAT16, FLOAT32
 from mergekern.errors import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft's and torch's own
@@ -31,11 +35,6 @@ def adapted(request, tmp_path_factory) -> Adapted:
 
 def case(name: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("adapted", [name], indirect=True)
-
-
-def whole(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    info = checkpoint.tensors[name]
-    return checkpoint.read(name, 0, info.numel, None).view(info.shape)
 
 
 @pytest.mark.parametrize("adapted", CASES, indirect=True)
@@ -59,10 +58,10 @@ def test_any_stretch_has_the_bits_of_the_whole(adapted) -> None:
     checkpoint = open_checkpoint(adapted.base, lora=adapted.adapter)
     for name, info in checkpoint.tensors.items():
         flat = whole(checkpoint, name).flatten()
-        buffer = torch.empty(info.nbytes, dtype=torch.uint8)
+        buffer = np.empty(info.nbytes, np.uint8)
         for start, stop in ((0, info.numel), (info.numel // 3, info.numel - 1), (1, 2), (2, 2)):
             length = (stop - start) * info.dtype.itemsize
-            got = checkpoint.read(name, start, stop, buffer[:length])
+            got = part(checkpoint, name, start, stop, buffer[:length])
             assert torch.equal(got, flat[start:stop])
 
 
@@ -103,14 +102,30 @@ def test_bits_of_dora(adapted) -> None:
     assert torch.equal(whole(checkpoint, f"{name}.weight"), wanted)
 
 
+def test_rows_without_a_length_have_no_direction(tmp_path) -> None:
+    """It is the merge that names the tensor, in its own words."""
+    (tmp_path / "adapter").mkdir()
+    save_file({"q.weight": torch.zeros(3, 2)}, tmp_path / "model.safetensors")
+    factors = {"lora_A.weight": torch.ones(1, 2), "lora_B.weight": torch.zeros(3, 1)}
+    factors["lora_magnitude_vector"] = torch.tensor([0.0, 1.0, torch.inf])
+    weights = {f"q.{name}": factor for name, factor in factors.items()}
+    save_file(weights, tmp_path / "adapter" / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "use_dora": True}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    checkpoint = open_checkpoint(tmp_path / "model.safetensors", lora=tmp_path / "adapter")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert whole(checkpoint, "q.weight").isnan().all()
+
+
 @case("linear")
 def test_fp32_for_the_merge_and_the_bases_dtype_for_its_result(adapted, tmp_path) -> None:
     made = make(tmp_path, "linear", torch.bfloat16)
     checkpoint = open_checkpoint(made.base, lora=made.adapter)
     info = checkpoint.tensors["model.layers.0.self_attn.q_proj.weight"]
-    assert (info.dtype, info.native, info.file) == (torch.float32, torch.bfloat16, "")
+    assert (info.dtype, info.native, info.file) == (FLOAT32, BFLOAT16, "")
     other = checkpoint.tensors["model.layers.0.self_attn.k_proj.weight"]
-    assert (other.dtype, other.native, other.file) == (torch.bfloat16, None, "model.safetensors")
+    assert (other.dtype, other.native, other.file) == (BFLOAT16, None, "model.safetensors")
     for name, wanted in made.merged.items():
         assert torch.allclose(whole(checkpoint, name).float(), wanted, rtol=1e-5, atol=1e-6)
 

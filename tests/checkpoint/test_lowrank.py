@@ -1,11 +1,12 @@
-"""The compiled low-rank products against plain torch, bit for bit."""
+"""The compiled low-rank products against plain numpy, bit for bit."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-import torch
 
 from mergekern import _C
+from mergekern.arrays import same_bytes
 from mergekern.checkpoint.lowrank import DTYPES, LowRank, add_squares, plain_squares
 
 # slabs, rows, rank, columns: fewer and more columns than a register, a block and four rows have
@@ -20,11 +21,17 @@ SHAPES = (
 FACTORS = (None, "row", "column")
 
 
-def low_rank(shape: tuple[int, int, int, int], factor: str | None) -> LowRank:
+def randn(g: np.random.Generator, *shape: int) -> np.ndarray:
+    return g.standard_normal(shape, np.float32)
+
+
+def low_rank(
+    g: np.random.Generator, shape: tuple[int, int, int, int], factor: str | None
+) -> LowRank:
     slabs, rows, rank, columns = shape
-    left, right = torch.randn(slabs, rows, rank), torch.randn(slabs, rank, columns)
+    left, right = randn(g, slabs, rows, rank), randn(g, slabs, rank, columns)
     by_column = factor == "column"
-    numbers = None if factor is None else torch.randn(columns if by_column else slabs * rows)
+    numbers = None if factor is None else randn(g, columns if by_column else slabs * rows)
     return LowRank(left, right, 0.37, numbers, by_column)
 
 
@@ -32,32 +39,32 @@ def low_rank(shape: tuple[int, int, int, int], factor: str | None) -> LowRank:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_stretch_equals_the_plain_formula(dtype, shape, factor) -> None:
-    torch.manual_seed(sum(shape))
-    x = low_rank(shape, factor)
+    g = np.random.default_rng(sum(shape))
+    x = low_rank(g, shape, factor)
     columns, numel = shape[3], shape[0] * shape[1] * shape[3]
-    weight = torch.randn(numel).to(dtype)
+    weight = randn(g, numel).astype(dtype)
     wanted = x.plain(weight)
     stretches = {(0, numel), (numel // 3, numel), (columns // 2, min(numel, columns + 1))}
     for isa in _C.instruction_sets():
         for start, stop in stretches:
-            out = torch.full((stop - start,), float("nan"))
+            out = np.full(stop - start, np.nan, np.float32)
             x.apply(weight[start:stop], start, out, isa)
-            assert torch.equal(out, wanted[start:stop])
+            assert same_bytes(out, wanted[start:stop])
             # in place: the weights at the end of the memory of the result
-            tail = out.view(torch.uint8)[(4 - dtype.itemsize) * (stop - start) :].view(dtype)
-            tail.copy_(weight[start:stop])
+            tail = out.view(np.uint8)[(4 - dtype.itemsize) * (stop - start) :].view(dtype)
+            tail[:] = weight[start:stop]
             x.apply(tail, start, out, isa)
-            assert torch.equal(out, wanted[start:stop])
+            assert same_bytes(out, wanted[start:stop])
 
 
 @pytest.mark.parametrize("by_column", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 7), (4, 131), (3, 64)], ids=str)
 def test_squares_equal_the_plain_sums(shape, by_column) -> None:
     rows, columns = shape
-    x = torch.randn(rows * columns)
+    x = randn(np.random.default_rng(0), rows * columns)
     wanted = plain_squares(x, columns, by_column)
-    assert torch.allclose(wanted, x.double().view(shape).square().sum(0 if by_column else 1))
+    assert np.allclose(wanted, (x.reshape(shape).astype(float) ** 2).sum(0 if by_column else 1))
     for isa in _C.instruction_sets():
-        sums = torch.zeros(columns if by_column else rows, dtype=torch.float64)
+        sums = np.zeros(columns if by_column else rows)
         add_squares(x, columns, by_column, sums, isa)
-        assert torch.equal(sums, wanted)
+        assert same_bytes(sums, wanted)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from reading import owner, part, whole
 
+from mergekern.arrays import address
 from mergekern.checkpoint import open_checkpoint
 from mergekern.errors import CheckpointError
 
@@ -12,10 +14,9 @@ from mergekern.errors import CheckpointError
 def test_reads_are_views() -> None:
     weights = torch.randn(6, 5)
     checkpoint = open_checkpoint({"w": weights, "scalar": torch.tensor(3.0)})
-    part = checkpoint.read("w", 7, 22, None)
-    assert torch.equal(part, weights.view(-1)[7:22])
-    assert part.data_ptr() == weights.data_ptr() + 7 * 4
-    assert torch.equal(checkpoint.read("scalar", 0, 1, None), torch.tensor([3.0]))
+    assert torch.equal(part(checkpoint, "w", 7, 22), weights.view(-1)[7:22])
+    assert address(checkpoint.read("w", 7, 22, None)) == weights.data_ptr() + 7 * 4
+    assert torch.equal(whole(checkpoint, "scalar"), torch.tensor(3.0))
     assert (checkpoint.on_disk, checkpoint.folder, checkpoint.fingerprint) == (False, None, {})
     assert checkpoint.label == "state dict" and checkpoint.config == {}
     checkpoint.verify_unchanged()
@@ -40,8 +41,8 @@ def test_strided_memory_reads_in_order(tensor) -> None:
     flat = tensor.contiguous().view(-1)
     for start in range(0, tensor.numel() + 1):
         for stop in range(start, tensor.numel() + 1):
-            part = checkpoint.read("w", start, stop, None)
-            assert part.is_contiguous() and torch.equal(part, flat[start:stop])
+            found = part(checkpoint, "w", start, stop)
+            assert found.is_contiguous() and torch.equal(found, flat[start:stop])
 
 
 def test_where_tensors_lie() -> None:
@@ -73,7 +74,8 @@ def test_models_that_look_alike_share_what_is_said_of_them() -> None:
 def test_reading_a_part_copies_few_rows() -> None:
     """A tile of a transposed matrix must not cost the memory of the whole."""
     checkpoint = open_checkpoint({"w": torch.zeros(8, 1000).t()})
-    assert checkpoint.read("w", 4003, 4010, None).untyped_storage().nbytes() == 2 * 8 * 4
+    found = checkpoint.read("w", 4003, 4010, None)
+    assert owner(found).untyped_storage().nbytes() == 2 * 8 * 4
 
 
 def test_negated_views_read_as_they_look() -> None:
@@ -85,12 +87,12 @@ def test_negated_views_read_as_they_look() -> None:
 
 def test_parameters_read_without_their_graph() -> None:
     checkpoint = open_checkpoint({"w": torch.nn.Parameter(torch.ones(2))})
-    assert not checkpoint.read("w", 0, 2, None).requires_grad
+    assert not part(checkpoint, "w", 0, 2).requires_grad
 
 
 def check_negated(negated: torch.Tensor) -> None:
-    part = open_checkpoint({"w": negated}).read("w", 0, 2, None)
-    assert not part.is_neg() and torch.equal(part, torch.tensor([-2.0, -4.0]))
+    found = whole(open_checkpoint({"w": negated}), "w")
+    assert not found.is_neg() and torch.equal(found, torch.tensor([-2.0, -4.0]))
 
 
 def test_aliases() -> None:
@@ -118,7 +120,7 @@ def test_modules(tied_llama) -> None:
     assert checkpoint.shared == {"lm_head.weight": "model.embed_tokens.weight"}
     assert checkpoint.config["architectures"] == ["LlamaForCausalLM"]
     assert checkpoint.config["hidden_size"] == 32
-    assert not checkpoint.read("lm_head.weight", 0, 4, None).requires_grad
+    assert not part(checkpoint, "lm_head.weight", 0, 4).requires_grad
     assert open_checkpoint(torch.nn.Linear(2, 2), label="probe").config == {}
     assert open_checkpoint(torch.nn.Linear(2, 2), label="probe").label == "probe"
 
@@ -137,6 +139,10 @@ REFUSED = {
     "key": ({3: torch.ones(1)}, "key 3 is not a tensor's name"),
     "meta": ({"w": torch.ones(1, device="meta")}, "tensor 'w': is on the meta device"),
     "sparse": ({"w": torch.ones(2, 2).to_sparse()}, "tensor 'w': is a sparse tensor, wanted"),
+    "packed": (
+        {"w": torch.ones(1, dtype=torch.uint8).view(torch.bits8)},
+        "tensor 'w': has dtype bits8, which cannot be read: convert it",
+    ),
     "subclass": ({"w": torch.ones(1).as_subclass(Subclass)}, "tensor 'w': is a Subclass, wanted"),
 }
 
@@ -162,6 +168,6 @@ def test_refuses_other_devices() -> None:
 
     tensor = torch.ones(1).as_subclass(Elsewhere)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "PLAIN", (Elsewhere,))
+        patch.setattr(memory, "_plain_types", lambda: (Elsewhere,))
         with pytest.raises(CheckpointError, match="tensor 'w': is on xpu:1: move it to the CPU"):
             open_checkpoint({"w": tensor})

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from reading import part, whole
 from safetensors.torch import save_file
 
 from mergekern.checkpoint import open_checkpoint
+from mergekern.dtypes import of_torch
 from mergekern.errors import CheckpointError
 
 SINGLE = "pytorch_model.bin"
@@ -32,8 +34,8 @@ def test_single(tmp_path, state, zipped) -> None:
     assert list(checkpoint.tensors) == list(state)
     for name, tensor in state.items():
         info = checkpoint.tensors[name]
-        assert (info.dtype, info.shape, info.file) == (tensor.dtype, tensor.shape, SINGLE)
-        assert torch.equal(checkpoint.read(name, 0, info.numel, None).view(info.shape), tensor)
+        assert (info.dtype, info.shape, info.file) == (of_torch(tensor.dtype), tensor.shape, SINGLE)
+        assert torch.equal(whole(checkpoint, name), tensor)
     assert checkpoint.shared == {"tied": "w"}
     assert (checkpoint.on_disk, checkpoint.folder) == (False, tmp_path)
 
@@ -48,7 +50,7 @@ def test_new_files_are_mapped(tmp_path) -> None:
 def test_ordered_dicts_and_parameters_are_tensors_too(tmp_path) -> None:
     layer = torch.nn.Linear(3, 2)
     torch.save(collections.OrderedDict(layer.named_parameters()), tmp_path / SINGLE)
-    assert torch.equal(open_checkpoint(tmp_path).read("bias", 0, 2, None), layer.bias.detach())
+    assert torch.equal(whole(open_checkpoint(tmp_path), "bias"), layer.bias.detach())
 
 
 def save_sharded(folder, state, weight_map=None) -> None:
@@ -68,7 +70,7 @@ def test_sharded(tmp_path, state) -> None:
     assert checkpoint.tensors["n"].file == "b.bin"
     assert sorted(checkpoint.fingerprint) == ["b.bin", "pytorch_model-00001-of-00002.bin"]
     for name, tensor in state.items():
-        assert torch.equal(checkpoint.read(name, 0, tensor.numel(), None), tensor.reshape(-1))
+        assert torch.equal(part(checkpoint, name, 0, tensor.numel()), tensor.reshape(-1))
 
 
 def test_sharded_with_a_wrong_index(tmp_path, state) -> None:

@@ -8,21 +8,19 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from reading import part, whole
 from safetensors.torch import load_file, save_file
 
+from mergekern.arrays import address, as_tensor
 from mergekern.checkpoint import open_checkpoint
-from mergekern.dtypes import SAFETENSORS
+from mergekern.dtypes import FLOAT64, SAFETENSORS, of_torch, to_torch
 from mergekern.errors import CheckpointError
 
-BUFFER = torch.empty(1 << 16, dtype=torch.uint8)
+BUFFER = np.empty(1 << 16, np.uint8)
 INDEX = "model.safetensors.index.json"
-
-
-def whole(checkpoint, name: str) -> torch.Tensor:
-    info = checkpoint.tensors[name]
-    return checkpoint.read(name, 0, info.numel, BUFFER).clone().view(info.shape)
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -32,14 +30,15 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", SAFETENSORS.values(), ids=SAFETENSORS)
 def test_every_dtype(tmp_path, dtype) -> None:
     raw = torch.arange(48 * dtype.itemsize, dtype=torch.int32).to(torch.uint8)
-    raw = raw % 2 if dtype == torch.bool else raw
+    raw = raw % 2 if dtype == np.bool_ else raw
     save_file(
-        {"w": raw.view(dtype).view(6, 8), "odd": raw[:3].clone()}, tmp_path / "model.safetensors"
+        {"w": raw.view(to_torch(dtype)).view(6, 8), "odd": raw[:3].clone()},
+        tmp_path / "model.safetensors",
     )
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.tensors["w"].dtype == dtype
     assert checkpoint.tensors["w"].shape == (6, 8)
-    assert torch.equal(bits(whole(checkpoint, "w")), raw)
+    assert torch.equal(bits(whole(checkpoint, "w", BUFFER)), raw)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -52,8 +51,8 @@ def test_what_transformers_saves(tmp_path, llama, dtype, max_shard_size) -> None
     wanted = {name: tensor for file in files for name, tensor in load_file(file).items()}
     assert wanted.keys() == checkpoint.tensors.keys() == llama.state_dict().keys()
     for name, tensor in wanted.items():
-        assert checkpoint.tensors[name].dtype == dtype
-        assert torch.equal(whole(checkpoint, name), tensor)
+        assert checkpoint.tensors[name].dtype == of_torch(dtype)
+        assert torch.equal(whole(checkpoint, name, BUFFER), tensor)
     assert sorted(checkpoint.fingerprint) == [file.name for file in files]
     assert checkpoint.config["model_type"] == "llama"
     assert checkpoint.folder == tmp_path and checkpoint.on_disk and not checkpoint.shared
@@ -69,11 +68,11 @@ def test_reads_ranges_into_the_buffer(tmp_path) -> None:
     weights = torch.randn(100, 7, dtype=torch.float64)
     save_file({"a": torch.ones(3), "w": weights}, tmp_path / "model.safetensors")
     checkpoint = open_checkpoint(tmp_path)
-    part = checkpoint.read("w", 33, 190, BUFFER)
-    assert part.data_ptr() == BUFFER.data_ptr() and part.dtype == torch.float64
-    assert torch.equal(part, weights.view(-1)[33:190])
-    assert checkpoint.read("w", 5, 5, BUFFER).numel() == 0
-    assert torch.equal(checkpoint.read("w", 1, 3, None), weights.view(-1)[1:3])
+    found = checkpoint.read("w", 33, 190, BUFFER)
+    assert address(found) == address(BUFFER) and found.dtype == FLOAT64
+    assert torch.equal(as_tensor(found), weights.view(-1)[33:190])
+    assert len(checkpoint.read("w", 5, 5, BUFFER)) == 0
+    assert torch.equal(part(checkpoint, "w", 1, 3), weights.view(-1)[1:3])
 
 
 def test_many_threads_read_one_file(tmp_path) -> None:
@@ -82,8 +81,8 @@ def test_many_threads_read_one_file(tmp_path) -> None:
     checkpoint = open_checkpoint(tmp_path)
 
     def piece(i: int) -> bool:
-        buffer = torch.empty(4096, dtype=torch.uint8)
-        got = checkpoint.read("w", i * 512, i * 512 + 512, buffer)
+        buffer = np.empty(4096, np.uint8)
+        got = part(checkpoint, "w", i * 512, i * 512 + 512, buffer)
         return torch.equal(got, weights[i * 512 : i * 512 + 512])
 
     with ThreadPoolExecutor(8) as pool:
@@ -95,7 +94,7 @@ def test_reads_go_on_after_fewer_bytes(tmp_path, monkeypatch) -> None:
     save_file({"w": weights}, tmp_path / "model.safetensors")
     preadv = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, views, at: preadv(fd, [views[0][:7]], at))
-    assert torch.equal(whole(open_checkpoint(tmp_path), "w"), weights)
+    assert torch.equal(whole(open_checkpoint(tmp_path), "w", BUFFER), weights)
 
 
 def test_failing_reads_name_file_and_tensor(tmp_path, monkeypatch) -> None:
@@ -104,14 +103,14 @@ def test_failing_reads_name_file_and_tensor(tmp_path, monkeypatch) -> None:
     checkpoint = open_checkpoint(tmp_path)
     os.truncate(path, path.stat().st_size - 1000)
     with pytest.raises(CheckpointError, match=r"model.safetensors: tensor 'w': .* 3000 of 4000 by"):
-        whole(checkpoint, "w")
+        whole(checkpoint, "w", BUFFER)
 
     def fail(*_: object) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "preadv", fail)
     with pytest.raises(CheckpointError, match=r"tensor 'w': .* 0 of 4000 .*Input/output error"):
-        whole(checkpoint, "w")
+        whole(checkpoint, "w", BUFFER)
 
 
 @pytest.mark.parametrize("change", ["size", "time"])
@@ -141,7 +140,7 @@ def test_files_are_closed(tmp_path, llama) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
     other = open_checkpoint(tmp_path)  # its files get the numbers that were set free
     with pytest.raises(CheckpointError, match="Bad file descriptor"):
-        whole(checkpoint, "lm_head.weight")
+        whole(checkpoint, "lm_head.weight", BUFFER)
     del other  # never closed by hand
     assert len(os.listdir("/proc/self/fd")) == before
 

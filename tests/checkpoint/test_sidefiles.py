@@ -13,6 +13,7 @@ from transformers import AutoConfig, GenerationConfig
 from mergekern.checkpoint import check_mergeable_config, open_checkpoint
 from mergekern.checkpoint.config import with_dtype
 from mergekern.checkpoint.sidefiles import write_side_files
+from mergekern.dtypes import BFLOAT16, FLOAT16
 from mergekern.errors import CheckpointError, OutputError
 
 COPIED = [
@@ -79,7 +80,7 @@ def output(tmp_path):
 
 
 def test_copies_all_but_weights(donor, output) -> None:
-    found = write_side_files(open_checkpoint(donor), output, torch.bfloat16)
+    found = write_side_files(open_checkpoint(donor), output, BFLOAT16)
     assert list(found.copied) == sorted(COPIED)
     assert list(found.left_out) == sorted(LEFT_OUT)
     written = sorted(str(p.relative_to(output)) for p in output.rglob("*") if p.is_file())
@@ -101,7 +102,7 @@ def test_config_is_written_last(donor, output, monkeypatch) -> None:
 
 def test_in_memory_donors_give_their_configs(llama, output, monkeypatch) -> None:
     monkeypatch.setattr(llama.generation_config, "temperature", 0.3)
-    found = write_side_files(open_checkpoint(llama), output, torch.float16)
+    found = write_side_files(open_checkpoint(llama), output, FLOAT16)
     assert (found.copied, found.left_out) == (("config.json", "generation_config.json"), ())
     assert GenerationConfig.from_pretrained(output).temperature == 0.3
     config = AutoConfig.from_pretrained(output)
@@ -110,14 +111,14 @@ def test_in_memory_donors_give_their_configs(llama, output, monkeypatch) -> None
 
 
 def test_state_dicts_have_no_side_files(output) -> None:
-    found = write_side_files(open_checkpoint({"w": torch.ones(1)}), output, torch.float16)
+    found = write_side_files(open_checkpoint({"w": torch.ones(1)}), output, FLOAT16)
     assert (found.copied, found.left_out) == ((), ()) and not list(output.iterdir())
 
 
 def test_what_transformers_saves(llama, tmp_path, output) -> None:
     llama.generation_config = GenerationConfig(max_new_tokens=7)
     llama.to(torch.float32).save_pretrained(tmp_path / "saved")
-    write_side_files(open_checkpoint(tmp_path / "saved"), output, torch.bfloat16)
+    write_side_files(open_checkpoint(tmp_path / "saved"), output, BFLOAT16)
     before = json.loads((tmp_path / "saved/config.json").read_text())
     after = json.loads((output / "config.json").read_text())
     assert before["dtype"] == "float32"
@@ -180,7 +181,7 @@ CONFIGS = {
 @pytest.mark.parametrize(("before", "after"), CONFIGS.values(), ids=CONFIGS)
 def test_with_dtype(before, after) -> None:
     kept = json.dumps(before)
-    assert json.dumps(with_dtype(before, torch.bfloat16)) == json.dumps(after)  # order too
+    assert json.dumps(with_dtype(before, BFLOAT16)) == json.dumps(after)  # order too
     assert json.dumps(before) == kept
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from mergekern.dtypes import FLOAT16, FLOAT32
 from mergekern.errors import RecipeError
 from mergekern.recipe import Recipe, parse_recipe, read
 
@@ -74,7 +75,7 @@ def test_a_model_may_be_in_many_slices_and_the_base_only_lend_its_config() -> No
     assert made.parts[0].entries[0].source is made.parts[1].entries[0].source
     assert [part.base for part in made.parts] == [None, None]
     assert [source.label for source in made.sources] == ["org/base", "org/a"]
-    assert made.dtype == torch.float16
+    assert made.dtype == FLOAT16
 
 
 def test_modules_hold_models_or_slices() -> None:
@@ -256,7 +257,7 @@ def test_unknown_keys_do_not_stop_a_published_recipe() -> None:
     ]
     assert read(ties(author=None, embed_slerp=[])).notes == ()
     # What is given under its own name as well is not lost.
-    assert read(ties(dtypes="float16", dtype="float32")).dtype == torch.float32
+    assert read(ties(dtypes="float16", dtype="float32")).dtype == FLOAT32
 
 
 @pytest.mark.parametrize(

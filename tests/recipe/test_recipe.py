@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mergekern.dtypes import BFLOAT16, FLOAT32
 from mergekern.errors import RecipeError
 from mergekern.recipe import parse_source, read
 
@@ -43,7 +44,7 @@ def test_mergekits_simplest_shape(tmp_path) -> None:
         assert made.parameters["weight"] == (1e-5, 1.0)
         assert made.parameters["density"] == (0.5, 0.25)
         assert made.parameters["lambda"] == 2.0
-        assert (made.dtype, made.out_dtype) == (torch.float32, torch.bfloat16)
+        assert (made.dtype, made.out_dtype) == (FLOAT32, BFLOAT16)
 
 
 def test_an_object_that_dumps_itself_as_mergekits_does() -> None:

@@ -7,7 +7,9 @@ from dataclasses import replace
 import torch
 from hypothesis import strategies as st
 
+from mergekern.arrays import Array, as_tensor, dtype_of
 from mergekern.backends import BLOCK, CHUNK, Margin
+from mergekern.dtypes import FLOAT32, FLOAT64, DType, to_torch, work_dtype
 from mergekern.fused import EVERY_INDEX, KEEP_ALL, ExpertScalars, FusedOp, Tile, Window
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -26,9 +28,20 @@ def bits(x: torch.Tensor) -> torch.Tensor:
     return x.view(INTEGERS[x.dtype.itemsize])
 
 
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+def equal(a: Array, b: Array) -> bool:
+    """torch.equal of what numpy or torch holds, wherever it lies."""
+    return torch.equal(as_tensor(a).cpu(), as_tensor(b).cpu())
+
+
+def same_bits(a: Array, b: Array) -> bool:
     """Equal bit for bit, but for which NaN a NaN is."""
+    a, b = as_tensor(a), as_tensor(b)
     return bool(((bits(a) == bits(b)) | (a.isnan() & b.isnan())).all())
+
+
+def assert_exact(found: Array, wanted: Array) -> None:
+    """NaN where a delta overflows; otherwise the same bits."""
+    torch.testing.assert_close(as_tensor(found), as_tensor(wanted), rtol=0, atol=0, equal_nan=True)
 
 
 def values(kind: str, base: torch.Tensor, dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -71,31 +84,31 @@ def tiles(draw: st.DrawFn, most_experts: int = 9) -> Tile:
     return tile(numel, dtypes, draw(st.sampled_from(KINDS)), draw(st.integers(0, 9)), offset)
 
 
-def work_of(t: Tile) -> torch.dtype:
+def work_of(t: Tile) -> DType:
     inputs = (*t.experts, *(() if t.base is None else (t.base,)))
-    return torch.float64 if any(x.dtype == torch.float64 for x in inputs) else torch.float32
+    return work_dtype([dtype_of(x) for x in inputs])
 
 
 @st.composite
-def windows(draw: st.DrawFn, t: Tile, work: torch.dtype) -> Window:
+def windows(draw: st.DrawFn, t: Tile, work: DType) -> Window:
     """Cuts at magnitudes that occur, where ties are decided."""
     if draw(st.booleans()) or not t.numel:
         return Window()
-    integer = INTEGERS[work.itemsize]
-    d = (t.experts[draw(st.integers(0, len(t.experts) - 1))].to(work) - t.base.to(work)).abs()
-    bits = d.view(integer).sort().values
+    wide = to_torch(work)
+    d = (t.experts[draw(st.integers(0, len(t.experts) - 1))].to(wide) - t.base.to(wide)).abs()
+    found = bits(d).sort().values
     low, high = sorted(draw(st.integers(0, t.numel - 1)) for _ in range(2))
     last = st.sampled_from(
         [EVERY_INDEX, -1, t.offset, t.offset + t.numel // 2, t.offset + t.numel - 1]
     )
-    return Window(int(bits[low]), draw(last), int(bits[high]), draw(last))
+    return Window(int(found[low]), draw(last), int(found[high]), draw(last))
 
 
 @st.composite
 def ops(draw: st.DrawFn, t: Tile) -> FusedOp:
     work = work_of(t)
-    if draw(st.booleans()) and work == torch.float32:
-        work = draw(st.sampled_from([torch.float32, torch.float64]))
+    if draw(st.booleans()) and work == FLOAT32:
+        work = draw(st.sampled_from([FLOAT32, FLOAT64]))
     scalar = st.sampled_from([1.0, 0.5, -0.3, 1.7, 0.1])
     separate = draw(st.booleans())
     experts = []

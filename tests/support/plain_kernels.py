@@ -5,11 +5,14 @@ from __future__ import annotations
 import ctypes
 from dataclasses import replace
 
+import numpy as np
 import torch
 
+from mergekern.arrays import as_tensor, dtype_of
 from mergekern.backends import BLOCK, CHUNK, Bracket, Margin
 from mergekern.backends.launch import COLUMNS, Pass
 from mergekern.backends.reference import ReferenceBackend
+from mergekern.dtypes import UINT8, DType, to_torch
 from mergekern.fused import ExpertScalars, FusedOp, Tile, Window
 
 REFERENCE = ReferenceBackend()
@@ -34,8 +37,8 @@ class PlainKernels:
                 ]
                 seen = REFERENCE.speculate(op, tile, margins, out)
                 if row["marks"]:
-                    at(row["marks"], -(-tile.numel // 8), torch.uint8).copy_(seen.open)
-                todo.kept[number] = seen.kept
+                    at(row["marks"], -(-tile.numel // 8), UINT8).copy_(as_tensor(seen.open))
+                todo.kept[number] = as_tensor(seen.kept)
                 found = seen.findings
             else:
                 assert out is not None
@@ -52,16 +55,16 @@ class PlainKernels:
                 part = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
                 base = None if tile.base is None else tile.base[part]
                 here = Tile("", 0, base, tuple(x[part] for x in tile.experts))
-                tally = torch.zeros((1, bins), dtype=torch.int64)
+                tally = np.zeros((1, bins), np.int64)
                 (counts,) = REFERENCE.count(here, [bracket], todo.op.work, [tally])
-                above[chunk, q], inside[chunk, q] = counts.above, counts.chunks[0]
-                tallies[first : first + bins] += tally[0]
+                above[chunk, q], inside[chunk, q] = counts.above, int(counts.chunks[0])
+                tallies[first : first + bins] += as_tensor(tally[0])
 
     def gather(self, todo: Pass, index, starts, lines) -> None:
         for number, part in parts_of(todo, index, starts):
             tile = tile_of(todo, number)
             for line, x in zip(lines.tolist(), (tile.base, *tile.experts), strict=True):
-                at(line, len(index), x.dtype)[part] = x[index[part]]
+                at(line, len(index), dtype_of(x))[part] = x[index[part]]
 
     def scatter(self, todo: Pass, index, starts, lines) -> None:
         values = at(int(lines[0]), len(index), todo.out)
@@ -70,10 +73,10 @@ class PlainKernels:
             at(row["out"], row["numel"], todo.out)[index[part]] = values[part]
 
     def masked_sums(self, todo: Pass, out: torch.Tensor) -> None:
-        out.copy_(REFERENCE.masked_sums(op_of(todo, 0), tile_of(todo, 0)))
+        out.copy_(as_tensor(REFERENCE.masked_sums(op_of(todo, 0), tile_of(todo, 0))))
 
     def gram(self, todo: Pass, out: torch.Tensor) -> None:
-        out.copy_(REFERENCE.gram(tile_of(todo, 0), todo.op.work))
+        out.copy_(as_tensor(REFERENCE.gram(tile_of(todo, 0), todo.op.work)))
 
 
 def parts_of(
@@ -109,8 +112,8 @@ def op_of(todo: Pass, number: int) -> FusedOp:
     return replace(todo.op, experts=tuple(experts), name_hash=columns(todo, number)["name_hash"])
 
 
-def at(address: int, numel: int, dtype: torch.dtype) -> torch.Tensor:
+def at(address: int, numel: int, dtype: DType) -> torch.Tensor:
     if not numel:
-        return torch.empty(0, dtype=dtype)
+        return torch.empty(0, dtype=to_torch(dtype))
     raw = (ctypes.c_char * (numel * dtype.itemsize)).from_address(address)
-    return torch.frombuffer(raw, dtype=dtype)
+    return torch.frombuffer(raw, dtype=to_torch(dtype))

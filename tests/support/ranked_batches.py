@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from cases import same_bits
 
+from mergekern.arrays import dtype_of
 from mergekern.backends.device import DeviceBackend
 from mergekern.backends.reference import ReferenceBackend
+from mergekern.dtypes import DType
 from mergekern.fused import EVERY_INDEX, Batch, ExpertScalars, Findings, FusedOp, Tile
 from mergekern.spec import Spec
 from mergekern.trimming import cut_ranks
@@ -27,9 +29,9 @@ def batch_of(given: list[Tile], spec: Spec, outs: list[torch.Tensor]) -> Batch:
     inputs = [[x.data_ptr() for x in (t.base, *t.experts) if x is not None] for t in given]
     assert given[0].base is not None
     return Batch(
-        base=given[0].base.dtype,
-        experts=tuple(x.dtype for x in given[0].experts),
-        out=outs[0].dtype,
+        base=dtype_of(given[0].base),
+        experts=tuple(dtype_of(x) for x in given[0].experts),
+        out=dtype_of(outs[0]),
         inputs=np.array(inputs, np.uint64),
         outs=np.array([out.data_ptr() for out in outs], np.uint64),
         offset=np.zeros(len(given), np.int64),
@@ -41,13 +43,13 @@ def batch_of(given: list[Tile], spec: Spec, outs: list[torch.Tensor]) -> Batch:
     )
 
 
-def op_of(experts: int, work: torch.dtype) -> FusedOp:
+def op_of(experts: int, work: DType) -> FusedOp:
     scalars = tuple(ExpertScalars(k, 0.3 + k, 0.3 + k) for k in range(experts))
     return FusedOp("task_vector", scalars, "mass", "mean", work=work)
 
 
 def assert_same(
-    backend: DeviceBackend, given: list[Tile], spec: Spec, work: torch.dtype, dtype: torch.dtype
+    backend: DeviceBackend, given: list[Tile], spec: Spec, work: DType, dtype: torch.dtype
 ) -> dict[int, Findings]:
     """That a device finds, merges and reports what the reference does."""
     op = op_of(len(given[0].experts), work)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
+from mergekern.dtypes import FLOAT32, DType
 from mergekern.fused import Tile
 from mergekern.plan import Input, Step
 from mergekern.sources import Resident
@@ -41,15 +40,13 @@ def spec_of(experts: int, **changes) -> Spec:
     return Spec(weight=row, **(defaults | changes))
 
 
-def tensors_of(tiles: list[Tile], spec: Spec, length: int = 0, work=torch.float32):
+def tensors_of(tiles: list[Tile], spec: Spec, length: int = 0, work=FLOAT32):
     pairs = [step_of(t, spec, f"w{i}", work) for i, t in enumerate(tiles)]
     return Tiled(pairs, length) if length else Resident(pairs)
 
 
-def step_of(t: Tile, spec: Spec, name: str, work: torch.dtype):
+def step_of(t: Tile, spec: Spec, name: str, work: DType):
     experts = tuple(Input(i + 1, name) for i in range(len(t.experts)))
     places = tuple(range(len(t.experts)))
-    step = Step(
-        name, "merge", torch.float32, (t.numel,), Input(0, name), experts, places, work, spec
-    )
+    step = Step(name, "merge", FLOAT32, (t.numel,), Input(0, name), experts, places, work, spec)
     return step, Tile(name, 0, t.base, t.experts)

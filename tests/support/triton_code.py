@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -21,6 +22,7 @@ from triton.compiler import ASTSource
 from mergekern.backends import Bracket, Margin
 from mergekern.backends.device import DeviceBackend
 from mergekern.backends.triton import TritonKernels
+from mergekern.dtypes import FLOAT32, FLOAT64
 from mergekern.fused import ExpertScalars, FusedOp, Tile, Window
 from mergekern.kernels import launch
 
@@ -67,14 +69,14 @@ CASES: dict[str, Callable[[], object]] = {
     "dare_ties": fuse(tile(8), op(8, elect="mass", keep_below=1 << 31)),
     "count_max_fp32": fuse(tile(3, FP32), op(3, elect="count", combine="max"), FP32),
     "mixed": fuse(tile(3, BF16, FP32, FP16), op(3, **TIES), FP16),
-    "fp64": fuse(tile(2, FP64), replace(op(2, **TIES), work=FP64)),
+    "fp64": fuse(tile(2, FP64), replace(op(2, **TIES), work=FLOAT64)),
     "speculate": speculate(4, op(4, **TIES), torch.empty(9, dtype=BF16)),
     "look": speculate(8, op(8, **TIES), None),
     "count": lambda: BACKEND.count(
-        tile(3), [Bracket(2, 7, 1, 9)], FP32, [torch.zeros((1, 9), dtype=torch.int64)]
+        tile(3), [Bracket(2, 7, 1, 9)], FLOAT32, [np.zeros((1, 9), np.int64)]
     ),
     "masked_sums": lambda: BACKEND.masked_sums(op(2, window=Window(5), keep_below=9), tile(2)),
-    "gram": lambda: BACKEND.gram(tile(8), FP32),
+    "gram": lambda: BACKEND.gram(tile(8), FLOAT32),
 }
 
 
