@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -291,4 +292,5 @@ def _one_line_errors(debug: bool) -> Iterator[None]:
 
 def main() -> None:
     """The `mergekern` command."""
+    gc.freeze()  # what is imported stays: the collector, at the end too, need not go through it
     app()
