@@ -118,7 +118,8 @@ class AlignedCheckpoint:
             shift = (int(own[begin]) - first - begin) * width
             place = out[left - start : right - start]
             _copy(self._inner, rows.source, left + shift, right + shift, place)
-        self._fill(name, first + np.flatnonzero(own < 0), start, out)
+        with np.errstate(all="ignore"):  # what is not finite is found in what is merged
+            self._fill(name, first + np.flatnonzero(own < 0), start, out)
         return out
 
     def verify_unchanged(self) -> None:
