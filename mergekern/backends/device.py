@@ -19,7 +19,7 @@ from mergekern.backends.checks import (
     check_tile,
 )
 from mergekern.backends.functions import run
-from mergekern.backends.hosted import Host, on_host, wants_host
+from mergekern.backends.hosted import Host, count_on, on_host, wants_host
 from mergekern.backends.launch import (
     Kernels,
     Pass,
@@ -158,7 +158,7 @@ class DeviceBackend:
         if [t.shape for t in tallies] != [(self.lanes, b.bins) for b in brackets]:
             raise ValueError(f"{tile.tensor}: a tally is [{self.lanes}, bins]")
         if tile.spread:
-            return self._count_spread(tile, brackets, work, tallies)
+            return count_on(self._host.loops, on_host(tile), brackets, work, tallies)
         sizes = [b.bins for b in brackets]
         first = np.cumsum([0, *sizes])
         table = np.array(
@@ -177,16 +177,6 @@ class DeviceBackend:
         for tally, counted in zip(tallies, bins.cpu().split(sizes), strict=True):
             tally[0] += counted.numpy()
         return [Counts(int(above[:, q].sum()), inside[:, q].copy()) for q in range(len(brackets))]
-
-    def _count_spread(
-        self, tile: Tile, brackets: list[Bracket], work: DType, tallies: list[np.ndarray]
-    ) -> list[Counts]:
-        loops = self._host.loops
-        own = [np.zeros((loops.lanes, b.bins), np.int64) for b in brackets]
-        counts = loops.count(on_host(tile), brackets, work, own)
-        for tally, mine in zip(tallies, own, strict=True):
-            tally[0] += mine.sum(0)
-        return counts
 
     def masked_sums(self, op: FusedOp, tile: Tile) -> np.ndarray:
         check_tile(tile, op.work, self._where)

@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from mergekern.arrays import Array, as_tensor, device_of, dtype_of, to_host
+from mergekern.backends import Backend, Bracket, Counts
 from mergekern.backends.cpu import CpuBackend
+from mergekern.dtypes import DType
 from mergekern.fused import Findings, FusedOp, Pruning, Tile
 from mergekern.lazily import torch
 
@@ -24,6 +26,17 @@ def on_host(tile: Tile) -> Tile:
     experts = tuple(to_host(x) for x in tile.experts)
     masks = tuple(None if mask is None else to_host(mask) for mask in tile.masks)
     return replace(tile, base=base, experts=experts, masks=masks)
+
+
+def count_on(
+    host: Backend, tile: Tile, brackets: list[Bracket], work: DType, tallies: list[np.ndarray]
+) -> list[Counts]:
+    """Backend.count() by another backend, whose tallies may have more lanes than one."""
+    own = [np.zeros((host.lanes, bracket.bins), np.int64) for bracket in brackets]
+    counts = host.count(tile, brackets, work, own)
+    for tally, mine in zip(tallies, own, strict=True):
+        tally[0] += mine.sum(0)
+    return counts
 
 
 class Host:

@@ -18,7 +18,7 @@ from mergekern.arrays import HOST, Array, address, as_tensor
 from mergekern.backends import CHUNK, Backend, Bracket, Counts, Margin, Speculation, nothing
 from mergekern.backends.checks import check_batch, check_out, check_tile
 from mergekern.backends.device import DeviceBackend
-from mergekern.backends.hosted import wants_host
+from mergekern.backends.hosted import count_on, wants_host
 from mergekern.backends.launch import batch_of, findings, windows_of
 from mergekern.backends.slots import Slot, stretches
 from mergekern.dtypes import DType
@@ -113,11 +113,7 @@ class StagedBackend:
         self, tile: Tile, brackets: list[Bracket], work: DType, tallies: list[np.ndarray]
     ) -> list[Counts]:
         if tile.spread:
-            own = [np.zeros((self._host.lanes, b.bins), np.int64) for b in brackets]
-            counts = self._host.count(tile, brackets, work, own)
-            for tally, mine in zip(tallies, own, strict=True):
-                tally[0] += mine.sum(0)
-            return counts
+            return count_on(self._host, tile, brackets, work, tallies)
         counted = [self._inner.count(t, brackets, work, tallies) for t in self._copies(tile)]
         return [
             Counts(sum(c.above for c in mine), np.concatenate([c.chunks for c in mine]))
