@@ -25,6 +25,7 @@ from mergekern.into import outputs_in
 from mergekern.lazily import torch
 from mergekern.onepass import Merging, OnePass
 from mergekern.plan import Plan, Step
+from mergekern.pools import weighed
 from mergekern.small import merge_small
 from mergekern.sources import Resident
 from mergekern.statistics import Numbers, fused_op, kept_by, numbers_of, pruned
@@ -66,6 +67,7 @@ def merge_in_memory(
     into: of the one plan there is, where its tensors go; see into.outputs_in()
     """
     jobs = []
+    plans = [_weighed(backend, *each) for each in zip(plans, checkpoints, strict=True)]
     for plan, opened in zip(plans, checkpoints, strict=True):
         if into is None:
             device = opened[0].device
@@ -82,6 +84,16 @@ def merge_in_memory(
     with closing(Crew(backend)) as crew:
         crew.each(_walk, list(walks.values()), _goes_beside)
     return [job.result() for job in jobs]
+
+
+def _weighed(backend: Backend, plan: Plan, checkpoints: Sequence[Checkpoint]) -> Plan:
+    """The plan with the weights of its pools."""
+    pooled = [step for step in plan.steps if step.spec is not None and step.spec.pool]
+    if not pooled:
+        return plan
+    tiles = ((step, _whole_tile(step, checkpoints)) for step in pooled)
+    found = {step.name: step for step in weighed(backend, pooled, tiles)}
+    return replace(plan, steps=tuple(found.get(step.name, step) for step in plan.steps))
 
 
 def _fresh(step: Step, device: str) -> torch.Tensor:

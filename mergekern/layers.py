@@ -13,8 +13,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
+_MODULE = re.compile(r"[^.]+(\.\d+)?(?=\.)")  # with a number behind it, as T5's layer.0
 _NUMBERED = re.compile(r"(.*?\.|)(\d+)\.(.*)")
 _DEPTH = re.compile(r"layer|depth|block", re.IGNORECASE)
 _SIGHT = re.compile(r"visi|visual|image|audio|speech", re.IGNORECASE)  # towers beside the text
@@ -85,6 +86,16 @@ class Layers:
             return 0.0
         stack, layer, _ = found
         return layer / (stack.depth - 1) if stack.depth > 1 else 1.0
+
+    def around(self, name: str, size: Literal["module", "layer"]) -> str:
+        """What a tensor is a part of: its layer, or there what is named first behind the number, as
+        self_attn or mlp. What lies in no stack has a module of its own, if any."""
+        found = self.place(name)
+        if found is None:
+            return name.rpartition(".")[0] or name
+        stack, layer, rest = found
+        module = _MODULE.match(rest) if size == "module" else None
+        return stack.name(layer, module[0] if module else "")
 
 
 def before_layers(name: str) -> bool:

@@ -19,6 +19,7 @@ from mergekern.destination import Destination
 from mergekern.findings import check_copied, check_findings
 from mergekern.fused import FusedOp
 from mergekern.plan import Step
+from mergekern.pools import weighed
 from mergekern.shared import Shared
 from mergekern.sources import Reel
 from mergekern.spill import SpilledDoubts
@@ -78,12 +79,15 @@ class Member:
     def waits(self) -> bool:
         """True when a number of the whole model has to be found first, or guessed."""
         unknown = self.destination.windows is None and len(self.target.whole_model) > 0
-        return unknown and len(self.missing.row) > 0
+        return (unknown or len(self.target.pooled) > 0) and len(self.missing.row) > 0
 
     def look_ahead(self, show: Callable[[int], None]) -> None:
         """Find what is to be known of the whole model, or guess it. show: told of bytes read."""
         rows = self.target.whole_model
-        reel = Reel(self._pipeline, self._cutter, self.target, rows, show)
+        reel = Reel(self._pipeline, self._cutter, self.target, self._looked_at, show)
+        if len(self.target.pooled):
+            self._weigh(reel)
+            return
         if self._plan.passes == 1:
             self._trial = TrialPass(
                 self.target, self._backend, reel, self._pipeline, self.destination
@@ -100,8 +104,8 @@ class Member:
     def ahead(self) -> int:
         """Bytes that looking ahead will read, but for samples."""
         every = all_of(self.target.numel)
-        ranked = every.of(np.isin(every.row, self.target.whole_model))
-        return (self._plan.passes - 1) * self.reads(ranked) if self.waits else 0
+        looked_at = every.of(np.isin(every.row, self._looked_at))
+        return (self._plan.passes - 1) * self.reads(looked_at) if self.waits else 0
 
     def reads(self, ranges: Ranges) -> int:
         """Bytes of the inputs of some ranges."""
@@ -159,6 +163,17 @@ class Member:
             self._trial.close()
         if self._destination is not None:
             self._destination.close()
+
+    @property
+    def _looked_at(self) -> np.ndarray:
+        """Rows that have to be known before any is merged: a method ranks them, or weighs them."""
+        pooled = self.target.pooled
+        return pooled if len(pooled) else self.target.whole_model
+
+    def _weigh(self, reel: Reel) -> None:
+        """Give the steps of pools the weights of these."""
+        found = weighed(self._backend, reel.steps, reel.tiles())
+        self.target.steps.update(zip(self.target.pooled.tolist(), found, strict=True))
 
     def _missing(self) -> Ranges:
         return self.destination.missing(self.target, self.target.whole_tensor & self._cutter.fits)

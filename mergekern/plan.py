@@ -143,8 +143,7 @@ class Plan:
     @property
     def passes(self) -> int:
         """How often the inputs are read, but for samples; where a sample misleads, once more."""
-        specs = [step.spec for step in self.steps if step.spec is not None]
-        return 1 + any(spec.whole_model and not spec.one_pass for spec in specs)
+        return 1 + any(s.pool or (s.whole_model and not s.one_pass) for s in self.specs)
 
     @property
     def output_bytes(self) -> int:

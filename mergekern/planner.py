@@ -6,8 +6,9 @@ tensor, what was found and the option that decides, unless that option has been 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Literal
 
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.layout import lay_out
@@ -15,10 +16,12 @@ from mergekern.collector import collector_paused
 from mergekern.dtypes import FLOAT64, DType
 from mergekern.errors import MismatchError
 from mergekern.fitting import Fitting, Gone
+from mergekern.layers import layers_of
 from mergekern.options import DEFAULT, Options
 from mergekern.outputs import Outputs
 from mergekern.plan import Dropped, Input, Plan, Step
 from mergekern.recipe import Recipe
+from mergekern.spec import Spec
 from mergekern.tied import Names, match_names
 
 
@@ -52,7 +55,7 @@ def build_plan(
         for model, checkpoint in enumerate(checkpoints[len(models) :], len(models))
         for name in checkpoint.tensors
     ]
-    steps = _widen(steps, recipe.dtype)
+    steps = _widen(_pooled(steps, outputs.config or models[fitting.donor].config), recipe.dtype)
     others = () if share else fitting.notes(models)
     return Plan(
         method=recipe.method.name,
@@ -133,6 +136,28 @@ def _widen(steps: list[Step], dtype: DType | None) -> list[Step]:
     if not asked and not (whole_model and widest):
         return steps
     return [replace(step, work=FLOAT64) if step.action == "merge" else step for step in steps]
+
+
+def _pooled(steps: list[Step], config: Mapping[str, Any]) -> list[Step]:
+    """With the names of the pools whose tensors are weighed together; those of a pool share a
+    spec."""
+    if not any(_size_of_pool(step) for step in steps):
+        return steps
+    layers = layers_of([step.name for step in steps], config)
+    specs: dict[tuple[int, str], Spec] = {}
+    found = []
+    for step in steps:
+        size, spec = _size_of_pool(step), step.spec
+        if size and spec is not None:
+            pool = "model" if size == "model" else layers.around(step.name, size)
+            spec = specs.setdefault((id(spec), pool), replace(spec, pool=pool))
+        found.append(replace(step, spec=spec))
+    return found
+
+
+def _size_of_pool(step: Step) -> Literal["", "module", "layer", "model"]:
+    by = "" if step.spec is None else step.spec.by_energy
+    return "" if by == "tensor" else by
 
 
 def _bytes_of(steps: Sequence[Step], checkpoints: Sequence[Checkpoint]) -> int:

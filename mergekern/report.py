@@ -25,7 +25,8 @@ def plan_text(plan: Plan) -> str:
     copied = len(plan.steps) - merged
     dtypes = ", ".join(sorted({dtype_name(step.dtype) for step in plan.steps}))
     files = "1 file" if len(plan.shards) == 1 else f"{len(plan.shards)} files"
-    passes = "1 pass" if plan.passes == 1 else f"{plan.passes} passes, rarely one more"
+    passes = "1 pass" if plan.passes == 1 else f"{plan.passes} passes"
+    passes += ", rarely one more" if plan.passes > 1 and plan.whole_model else ""
     rows += [
         ("tensors", f"{merged} merged, {copied} copied, {len(plan.dropped)} left out"),
         ("reads", f"{format_size(plan.input_bytes)}, in {passes}"),

@@ -22,6 +22,7 @@ Scope = Literal["tensor", "model"]
 Ties = Literal["index", "keep"]
 Statistics = Literal["", "fisher"]
 Rest = Literal["base", "mean", "vocabulary"]
+Energy = Literal["", "tensor", "module", "layer", "model"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,10 @@ class Spec:
     function: of the rule "function", for which all else is left as it is.
     With epsilon the drop goes by rank within rows: keep is the middle of its odds, epsilon what
     they are off at the ends. select keeps the places where the deltas' variance is largest, that
-    fraction of those where it is not 0. With by_energy a delta's mean square is its weight, and
-    weights are equal where the squares of all deltas have a mean of 0, or below least_energy.
+    fraction of those where it is not 0. With by_energy a delta's mean square is its weight, over
+    the tensor or what it is a part of, and weights are equal where the squares of all deltas have a
+    mean of 0, or below least_energy. pool: what such tensors have in common, as the planner names
+    it; shares: the weights of a pool, once they are found.
     statistics: of each expert, made from data elsewhere, are inputs behind the experts; there is no
     base then. rest says what becomes of a tensor that has none.
     What follows from them is found out once, as all tensors with equal parameters share a spec.
@@ -60,8 +63,10 @@ class Spec:
     function: Function | None = None
     epsilon: tuple[float, ...] = ()
     select: float = 1.0
-    by_energy: bool = False
+    by_energy: Energy = ""
     least_energy: float = 0.0
+    pool: str = ""
+    shares: tuple[float, ...] = ()
     statistics: Statistics = ""
     rest: Rest = "mean"
 
@@ -145,7 +150,7 @@ class Spec:
             return ("l1", self.keep, self.epsilon, self.seed)
         if self.function is not None and self.function.survey is not None:
             return self.function
-        if self.select < 1 or self.by_energy:
+        if self.select < 1 or self.by_energy == "tensor":
             return ("variance", self.select, self.by_energy, self.least_energy)
         return None
 

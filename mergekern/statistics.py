@@ -164,7 +164,7 @@ def _plain_scales(spec: Spec, experts: int) -> tuple[float, ...]:
 def _weights(step: Step, spec: Spec, numbers: Numbers) -> tuple[float, ...]:
     if spec.geometry is not None:
         return _coefficients(step, numbers.gram)
-    return numbers.weights or spec.weight or (1.0,) * len(step.experts)
+    return numbers.weights or spec.shares or spec.weight or (1.0,) * len(step.experts)
 
 
 def _coefficients(step: Step, gram: Gram | None) -> tuple[float, ...]:
@@ -258,7 +258,8 @@ def _by_variance(backend: Backend, tensors: Tensors) -> Numbers:
         found = backend.energies(op, tile, keep=whole)
         total = in_order(total, found.sums)
         masks = found.masks if whole else ()
-    weights = shares_of(total[0], step.numel, spec.least_energy)
+    numels = (step.numel,) * len(step.experts)
+    weights = shares_of(total[0].tolist(), numels, spec.least_energy)
     return Numbers(window=window, masks=masks, weights=weights)
 
 

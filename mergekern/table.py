@@ -79,6 +79,13 @@ class Target:
         return rows[(whole & (self.numel > 0))[rows]]
 
     @cached_property
+    def pooled(self) -> np.ndarray:
+        """Rows that have weights in common with others, in the order of the plan."""
+        found = self._by_kind([s.spec is not None and bool(s.spec.pool) for s in self._of_kinds])
+        rows = np.fromiter(self.steps, np.int64)
+        return rows[found[rows]]
+
+    @cached_property
     def batched(self) -> np.ndarray:
         """True for tensors that may be merged together with others, by one call."""
         return self._by_kind([s.spec is not None and s.spec.batched for s in self._of_kinds])

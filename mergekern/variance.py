@@ -81,10 +81,10 @@ def _scan(backend: Backend, spread: Spread, trial: Trial) -> int:
     return above
 
 
-def shares_of(energies: np.ndarray, numel: int, least: float) -> tuple[float, ...]:
-    """Weights in proportion to the mean squares, given the sums; equal ones where all the means
-    together are 0, below `least`, or no number."""
-    means = [float(energy) / max(1, numel) for energy in energies]
+def shares_of(energies: Sequence[float], numels: Sequence[int], least: float) -> tuple[float, ...]:
+    """Weights in proportion to the mean squares, given the sums and of how many elements they are;
+    equal ones where all the means together are 0, below `least`, or no number."""
+    means = [energy / max(1, numel) for energy, numel in zip(energies, numels, strict=True)]
     total = sum(means)
     if total <= 0 or not least <= total < float("inf"):
         return (1.0 / len(means),) * len(means)

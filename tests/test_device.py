@@ -39,6 +39,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("karcher", {}),
     ("model_stock", {}),
     ("varm", {}),
+    ("varm", {"granularity": "layer"}),
 ]
 State = dict[str, torch.Tensor]
 

@@ -14,8 +14,8 @@ elementary function fused angles geometry spec methods recipe
 checkpoint report columns plan naming tied tokenizer layers options roles outputs informed fitting
 planner remembered lock card progress
 pieces tiles backends keys counting doubts sampling walking speculation trimming variance survey
-statistics onepass spill arena machine crew scratch budget table units extents cargo stream coverage
-sources shared
+statistics pools onepass spill arena machine crew scratch budget table units extents cargo stream
+coverage sources shared
 journal blockfile output destination findings settling trialpass batches member run
 engine small into inmemory folders staging jobs many dropin api flags terminal
 collect evaluate suite demo manual cli

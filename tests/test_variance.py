@@ -62,7 +62,7 @@ def test_nothing_varies() -> None:
 @pytest.mark.parametrize("length", [0, TILE_ALIGN])
 def test_numbers_do_not_depend_on_backend_and_tiles(length: int) -> None:
     t = tile(200_000, [torch.bfloat16] * 3, "near")
-    spec = spec_of(2, select=0.4, by_energy=True)
+    spec = spec_of(2, select=0.4, by_energy="tensor")
     found = [
         numbers_of(backend, tensors_of([t], spec, cut))
         for backend in (ReferenceBackend(), BACKEND)
@@ -74,8 +74,9 @@ def test_numbers_do_not_depend_on_backend_and_tiles(length: int) -> None:
 
 
 def test_shares() -> None:
-    assert shares_of(torch.tensor([3.0, 1.0]).double().numpy(), 4, LEAST_ENERGY) == (0.75, 0.25)
+    assert shares_of([3.0, 1.0], [4, 4], LEAST_ENERGY) == (0.75, 0.25)
+    assert shares_of([3.0, 2.0], [4, 8], LEAST_ENERGY) == (0.75, 0.25)
     for small in ([1e-7, 2e-7], [float("inf"), 1.0], [float("nan"), 1.0], [0.0, 0.0]):
-        assert shares_of(torch.tensor(small).double().numpy(), 1, LEAST_ENERGY) == (0.5, 0.5)
-    assert shares_of(torch.tensor([3e-30, 1e-30]).double().numpy(), 4, 0.0) == (0.75, 0.25)
-    assert shares_of(torch.zeros(2).double().numpy(), 4, 0.0) == (0.5, 0.5)
+        assert shares_of(small, [1, 1], LEAST_ENERGY) == (0.5, 0.5)
+    assert shares_of([3 * 2**-99, 2**-99], [4, 4], 0.0) == (0.75, 0.25)
+    assert shares_of([0.0, 0.0], [4, 4], 0.0) == (0.5, 0.5)

@@ -40,6 +40,6 @@ def sce(
         ballot="unweighted",
         normalize=True,
         select=select_topk,
-        by_energy=True,
+        by_energy="tensor",
         least_energy=LEAST_ENERGY,
     )

@@ -24,21 +24,26 @@ if TYPE_CHECKING:
 def varm(
     *,
     granularity: Annotated[
-        Literal["matrix", "element"], Doc("what has weights of its own: each tensor, each element")
+        Literal["model", "layer", "module", "matrix", "element"],
+        Doc(
+            "what has weights of its own: the model, each layer, each module of a layer (as "
+            "self_attn and mlp), each tensor, each element"
+        ),
     ] = "matrix",
 ) -> Spec:
     """d_k = x_k - base; c_k = E[d_k^2] / sum_j E[d_j^2];
     out = base + sum_k c_k d_k
 
-    E is the mean over a tensor, or of one element. Weights sum to 1, so that this is the weighted
-    mean of the models; where nothing changed they are equal. The paper's best is the matrix; by
-    elements it found a model that no longer speaks. Weights for whole layers, modules or models,
-    which it tries too, are not here. Its released script compares the models with one another
-    instead of the base and so comes to equal weights; this is the formula.
+    E is the mean over a tensor, over all of a module, a layer or the model, or of one element.
+    Weights sum to 1, so that this is the weighted mean of the models; where nothing changed they
+    are equal. What lies in no layer (embeddings, final norm, head) is a module and a layer of its
+    own. The paper's best is the matrix; by elements it found a model that no longer speaks. Its
+    released script compares the models with one another instead of the base and so comes to equal
+    weights; this is the formula. Model, layer and module read the inputs twice.
     """
-    if granularity == "matrix":
-        return Spec(rule="task_vector", by_energy=True)
-    return Spec("function", function=Function("varm", by_element, None, digest(by_element)))
+    if granularity == "element":
+        return Spec("function", function=Function("varm", by_element, None, digest(by_element)))
+    return Spec("task_vector", by_energy="tensor" if granularity == "matrix" else granularity)
 
 
 def by_element(base: Tensor, experts: list[Tensor]) -> Tensor:

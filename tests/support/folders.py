@@ -35,6 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
         **{"nuslerp_flatten": False, "nuslerp_row_wise": True},
     },
     "dare": {"method": "dare_ties", "density": 0.4, "seed": 7},
+    "varm, model": {"method": "varm", "granularity": "model"},
 }
 
 
