@@ -9,6 +9,7 @@ from mergekern.function import Function
 from mergekern.lazily import torch
 from mergekern.methods.functions import digest
 from mergekern.methods.parameters import Doc
+from mergekern.methods.presets import PRESETS
 from mergekern.methods.registry import method
 from mergekern.spec import Rest, Spec
 
@@ -49,6 +50,7 @@ def important_mean(
     statistics="fisher",
     title="mean of weights by how much predictions hang on each",
     paper="arXiv:2111.09832",
+    presets=PRESETS["fisher"],
 )
 def fisher(
     *,

@@ -151,6 +151,15 @@ MERGEBENCH: Mapping[str, Mapping[str, Preset]] = {
             "says; where two models need it, the sum of the deltas times 0.4." + _KEPT,
         ),
     },
+    "fisher": {
+        "mergebench/fisher": Preset(
+            {"weight": 1.0, "rest": "base"},
+            "Equal coefficients, and the base's values where there are no statistics: those of\n"
+            "`mergekern collect fisher --labels hard`, which leave the embeddings out, are\n"
+            "MergeBench's. Its own are of weights that a step of training moves on after each\n"
+            "sample.",
+        ),
+    },
     "localize_and_stitch": {
         "mergebench/localize_and_stitch": Preset(
             {

@@ -112,9 +112,30 @@ def test_localize_and_stitch(tied: bool) -> None:
     check(run("mergebench/localize_and_stitch", models), models[0], want)
 
 
-def test_every_method_of_mergebench_without_data_has_one() -> None:
+def test_fisher() -> None:
+    """Embeddings have no statistics and stay the base's; a head of its own has some."""
+    models = states()
+    g = torch.Generator().manual_seed(8)
+    fishers = [
+        {n: torch.rand(x.shape, generator=g).double() for n, x in models[0].items()}
+        for _ in range(FIVE)
+    ]
+    for fisher in fishers:
+        del fisher[EMBEDDINGS]
+    base, *experts = models
+    got = mergekern.merge(preset="mergebench/fisher", base=base, models=experts, statistics=fishers)
+    assert isinstance(got, dict)
+    assert torch.equal(got[EMBEDDINGS], base[EMBEDDINGS])
+    for name in (*LAYERS, HEAD):
+        importance = torch.stack([fisher[name] + 1e-10 for fisher in fishers])
+        weighted = importance * torch.stack([expert[name] for expert in experts])
+        torch.testing.assert_close(got[name], weighted.sum(0) / importance.sum(0))
+
+
+def test_every_method_of_mergebench_has_one() -> None:
     names = {name for method in all_methods() for name in method.presets if "/" in name}
-    methods = ("model_soup", "task_arithmetic", "ties", "dare", "consensus", "localize_and_stitch")
+    without_data = ("model_soup", "task_arithmetic", "ties", "dare", "consensus")
+    methods = (*without_data, "localize_and_stitch", "fisher")
     assert names == {f"mergebench/{method}" for method in methods}
 
 
