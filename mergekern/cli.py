@@ -39,6 +39,7 @@ from mergekern.flags import (
     Quiet,
     Seed,
     ShardSize,
+    StatisticsOf,
     Threads,
     Tokenizer,
     Truncate,
@@ -96,6 +97,7 @@ def merge_command(
     base: Base = None,
     param: Params = None,
     preset: PresetName = None,
+    statistics: StatisticsOf = None,
     max_memory: Memory = None,
     max_device_memory: DeviceMemory = None,
     threads: Threads = None,
@@ -137,6 +139,7 @@ def plan_command(
     base: Base = None,
     param: Params = None,
     preset: PresetName = None,
+    statistics: StatisticsOf = None,
     max_memory: Memory = None,
     seed: Seed = None,
     mismatch: MismatchRule = "error",
@@ -232,15 +235,31 @@ def _of_many(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _arguments(context: typer.Context, without: Collection[str] = ()) -> dict[str, Any]:
     """The command line's options as the arguments of merge() and plan()."""
-    own = {"model", "param", "dry_run", "quiet", "plugin", "debug", *without}
+    own = {"model", "param", "statistics", "dry_run", "quiet", "plugin", "debug", *without}
     flags = {str(option.name): option.opts[0] for option in context.command.params}
     flags["models"] = flags["model"]
     options = {name: value for name, value in context.params.items() if name not in own}
     return {
         **options,
         "models": context.params["model"] or None,
+        **_statistics(context.params["statistics"]),
         **_parameters(context.params["param"], flags),
     }
+
+
+def _statistics(given: list[str] | None) -> dict[str, Any]:
+    """By model: never by their order, which may be another than the models'."""
+    if not given:
+        return {}
+    files: dict[str, str] = {}
+    for pair in given:
+        model, equals, file = pair.partition("=")
+        if not equals or not model or not file:
+            raise RecipeError(f"--statistics {pair!r}; want MODEL=FILE")
+        if model in files:
+            raise RecipeError(f"--statistics of {model} are given twice")
+        files[model] = file
+    return {"statistics": files}
 
 
 def _parameters(given: list[str] | None, flags: Mapping[str, str]) -> dict[str, Any]:

@@ -28,6 +28,12 @@ Params = Annotated[
     list[str] | None,
     typer.Option("--param", "-p", help="name=value, or name=v1,v2 with one value per model."),
 ]
+StatisticsOf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--statistics", help="MODEL=FILE, what `mergekern collect` made of it; once for each model."
+    ),
+]
 PresetName = Annotated[str | None, typer.Option(help="A named bundle of parameters.")]
 Memory = Annotated[str | None, typer.Option(help="What the process may hold, like 8GiB.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Default: the cores it may use.")]

@@ -67,6 +67,7 @@ def statistics_of(
             raise RecipeError(
                 f"{method.name} needs statistics of model {expert.label}: make them by `mergekern "
                 f"collect {method.statistics} --model {expert.label} --data ...` and name the file "
-                "as `statistics` beside the model (statistics=[...] in Python, one for each model)"
+                f"as `statistics` beside the model (--statistics {expert.label}=FILE, or in Python "
+                "statistics=[...], one for each model)"
             )
     return tuple(found[id(expert)] for expert in experts), ()

@@ -12,8 +12,10 @@ from collected import speaking, texts
 from folders import buffers, hashes, load, write_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
 import mergekern
+from mergekern.cli import app
 from mergekern.errors import CheckpointError, MismatchError, NonFiniteError, RecipeError
 
 State = dict[str, Tensor]
@@ -156,6 +158,31 @@ def test_the_call_pairs_by_model(folders: dict[str, Path]) -> None:
         mergekern.plan("fisher", statistics={"c": "d"}, **options)
     with pytest.raises(RecipeError, match=r"needs statistics of model .*b: .* collect fisher"):
         mergekern.plan("fisher", statistics={models[0]: files[models[0]]}, **options)
+
+
+def test_the_command_line_pairs_by_model(folders: dict[str, Path], tmp_path: Path) -> None:
+    base, a, b = (str(folders[name]) for name in ("base", "a", "b"))
+    command = ["merge", "fisher", str(tmp_path / "out"), "--base", base, "-m", a, "-m", b]
+    pairs = [f"{folders[name]}={folders[f'{name}.fisher']}" for name in ("b", "a")]
+    options = [word for pair in pairs for word in ("--statistics", pair)]
+    done = CliRunner().invoke(app, [*command, *options])
+    assert done.exit_code == 0, done.output
+    mergekern.merge(
+        "fisher",
+        base=base,
+        models=[a, b],
+        statistics=[folders["a.fisher"], folders["b.fisher"]],
+        output=tmp_path / "called",
+    )
+    assert hashes(tmp_path / "called") == hashes(tmp_path / "out")
+    for wrong, complaint in (
+        (["--statistics", "file"], "want MODEL=FILE"),
+        ([*options, *options[:2]], "given twice"),
+        (["--statistics", "c=d"], "statistics of c: the models are"),
+        (["-p", "statistics=a,b"], "statistics is an option of its own: --statistics"),
+    ):
+        done = CliRunner().invoke(app, [*command, *wrong])
+        assert done.exit_code == 1 and complaint in " ".join(done.stderr.split())
 
 
 def test_files_that_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
