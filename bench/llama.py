@@ -1,6 +1,8 @@
-"""Llama-shaped checkpoints on disk: a base and two fine-tunes, as folders that both tools take.
+"""Llama-shaped checkpoints on disk: a base and its fine-tunes, as folders that both tools take.
 
-    python bench/llama.py FOLDER LAYERS
+    python bench/llama.py FOLDER LAYERS [EXPERTS]
+
+They are base, a, b, and so on; two experts, if not said.
 
 A process of its own makes them, so that what measures stays small.
 """
@@ -11,13 +13,13 @@ import json
 import sys
 import zlib
 from pathlib import Path
+from string import ascii_lowercase
 
 import torch
 from data import SIGMA_BASE, SIGMA_DELTA
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
-NAMES = ("base", "a", "b")
 HIDDEN, INNER, VOCABULARY, HEADS = 1024, 2816, 32000, 16
 
 
@@ -56,8 +58,8 @@ def noise(name: str, seed: int, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.randn(shape, generator=generator)
 
 
-def write(root: Path, layers: int) -> None:
-    for seed, model in enumerate(NAMES):
+def write(root: Path, layers: int, experts: int = 2) -> None:
+    for seed, model in enumerate(("base", *ascii_lowercase[:experts])):
         state = {}
         for name, shape in shapes(layers).items():
             tensor = SIGMA_BASE * noise(name, 0, shape) + (1.0 if len(shape) == 1 else 0.0)
@@ -76,4 +78,4 @@ def write(root: Path, layers: int) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), int(sys.argv[2]))
+    write(Path(sys.argv[1]), *map(int, sys.argv[2:]))
