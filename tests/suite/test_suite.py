@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stub_harness import stub_environment
 from typer.testing import CliRunner
 
 from mergekern import cli
@@ -17,6 +18,8 @@ from mergekern.suite.report import write_report
 from mergekern.suite.schema import MethodEntry
 from mergekern.suite.state import State
 
+RECORDED = Path(__file__).parents[1] / "evaluate" / "recorded"
+XSTEST = 0.4022  # in the recorded output
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
@@ -183,3 +186,62 @@ def test_a_run_file_is_one_mapping(tmp_path: Path) -> None:
     (tmp_path / "two.yml").write_text("a: 1\n---\nb: 2\n")
     with pytest.raises(EvaluationError, match="one mapping"):
         load_run(tmp_path / "two.yml")
+
+
+def test_a_harness_that_dies_half_way_fails_its_cell_alone(write_run: Any, tmp_path: Path) -> None:
+    """Its log is named; when it is mended, nothing else runs again."""
+    suite = {
+        "description": "one task of lm-eval, one of a program of another environment",
+        "domains": {
+            "math": [
+                {"task": "mergekern_math", "shots": 0, "metrics": ["exact_match,answer"]},
+            ],
+            "safety": [
+                {"task": "xstest", "harness": "safety", "metrics": ["overall_accuracy,none"]},
+            ],
+        },
+    }
+    (tmp_path / "both.yaml").write_text(json.dumps(suite))
+    output = {
+        "--report_output_path": json.loads((RECORDED / "safety.json").read_text()),
+        "--save_individual_results_path": {"xstest": [{}] * 450},
+    }
+    harness = stub_environment(tmp_path / "safety", "python", output, code=7)
+    path = write_run(
+        experts={"math": "a", "safety": "c"},
+        methods={"soup": {"preset": "mergebench/model_soup"}},
+        surrogate=None,
+        forgetting=None,
+        evaluation={"suite": str(tmp_path / "both.yaml")},
+        evaluate={"device": "cpu", "environments": {"safety": str(harness)}},
+    )
+    results = run_suite(load_run(path))
+    (row,) = results.rows
+    assert row.evaluation is not None and not row.failed
+    failed = row.evaluation.of("safety")[0]
+    assert failed.status == "failed" and row.evaluation.of("math")[0].status == "done"
+    assert "ended with code 7" in failed.reason and ".log ends: " in failed.reason
+    report = write_report(results, tmp_path / "out").read_text()
+    assert "What is missing" in report and "ended with code 7" in report
+
+    shutil.rmtree(harness)
+    stub_environment(harness, "python", output)
+    said: list[str] = []
+    (mended,) = run_suite(load_run(path), tell=said.append).rows
+    assert mended.evaluation is not None and mended.evaluation.complete
+    assert mended.evaluation.of("safety")[0].score.value == pytest.approx(XSTEST)
+    assert not [line for line in said if "mergekern_math" in line and "…" in line], said
+
+
+def test_the_local_suite_gives_the_same_numbers_twice(write_run: Any) -> None:
+    """Merged, evaluated and compared anew."""
+    told: list[Any] = []
+    for name in ("once", "twice"):
+        path = write_run(surrogate=None, methods={"soup": {"merge_method": "linear"}}, output=name)
+        content = run_suite(load_run(path)).as_json()
+        (row,) = content["methods"]
+        evaluated = [content["base"], content["base_forgetting"], *content["experts"].values()]
+        evaluated += [row["evaluation"], row["forgetting"]]
+        told.append([(each["domains"], each["tasks"]) for each in evaluated])
+        told[-1] += [content["base_performance"], row["performance"], row["kept"]]
+    assert told[0] == told[1]
