@@ -2,26 +2,24 @@
 
 Llama checkpoints in bf16 of 374 million parameters, a base and five experts, are merged by the
 command line with two threads and --max-memory 2GiB; so are the statistics made that some methods
-need, of 4 samples of 128 tokens. All inputs lie in the page cache. Beside each wall time is that
-of `cat` over everything that is read and of writing as much as is written, in the same round: what
-the machine takes to move the bytes. A whole run writes bench/results/mergebench.json.
+need, of 4 samples of 128 tokens. All inputs lie in the page cache. The floor is what the machine
+takes to read the inputs and to write as much as is written, to the disk, by one thread. A whole run
+writes bench/results/mergebench.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from command import Used, timed
 from rows import Row, show
-from versus import MIB, ROOT, THREADS, described, warm
+from versus import MIB, ROOT, THREADS, described, moving, warm
 
 RESULTS = ROOT / "bench" / "results" / "mergebench.json"
 BUDGET = 2048 * MIB
@@ -75,17 +73,7 @@ class Bench:
         kinds = [self.statistics(PRESETS[name], e) for e in self.experts] if PRESETS[name] else []
         weights = [folder / "model.safetensors" for folder in (self.base, *self.experts)]
         written = sum(path.stat().st_size for path in self.output.glob("*.safetensors"))
-        buffer = bytearray(8 * MIB)
-        began = time.perf_counter()
-        for path in (*weights, *kinds):
-            with path.open("rb", buffering=0) as file:
-                while file.readinto(buffer):
-                    pass
-        with (self.root / "floor").open("wb", buffering=0) as file:
-            for _ in range(written // len(buffer)):
-                file.write(buffer)
-            os.fsync(file.fileno())
-        return time.perf_counter() - began
+        return moving([*weights, *kinds], written, self.root / "moved")
 
     def _timed(self, *words: object) -> Used:
         warm(self.root)

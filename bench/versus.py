@@ -6,6 +6,10 @@ figures are of the least of several rounds. All inputs lie in the page cache, re
 run: what is compared is the merging, not the disk's reading. Outputs are written to the disk that
 holds the scratch folder.
 
+Beside is what the machine takes to move the bytes alone, and how many times faster than mergekit a
+tool would be that did nothing else: reading the inputs, cached, and writing as much as is written,
+to the disk, by one thread.
+
 Starting up, imports and all, is measured by the same recipe on a model without layers to speak of,
 and shown beside: the wanted ratios are those of the whole commands. mergekit's peak memory counts
 the input files that it maps. `make parity` sets up the environment that mergekit runs in. A whole
@@ -16,11 +20,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,12 +127,33 @@ def warm(folders: Path) -> None:
                 pass
 
 
+def moving(inputs: Iterable[Path], nbytes: int, scratch: Path) -> float:
+    """Seconds to read files, and to write so many bytes that stay."""
+    buffer = bytearray(8 * MIB)
+    began = time.perf_counter()
+    for path in inputs:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    with scratch.open("wb", buffering=0) as file:
+        for _ in range(nbytes // len(buffer)):
+            file.write(buffer)
+        os.fsync(file.fileno())
+    taken = time.perf_counter() - began
+    scratch.unlink()
+    return taken
+
+
 def least(rounds: list[dict[str, Used]], tool: str, what: str) -> float:
     return min(float(getattr(each[tool], what)) for each in rounds)
 
 
 def rows_of(
-    method: str, rounds: list[dict[str, Used]], starts: list[dict[str, Used]], wanted: float | None
+    method: str,
+    rounds: list[dict[str, Used]],
+    starts: list[dict[str, Used]],
+    moved: list[float],
+    wanted: float | None,
 ) -> list[Row]:
     def ratio(what: str, tool: str = "mergekern") -> tuple[float, tuple[float, ...], str]:
         theirs, ours = least(rounds, "mergekit", what), least(rounds, tool, what)
@@ -148,6 +175,12 @@ def rows_of(
         rows.append(
             Row(f"{method}, wall, merging alone", "× faster", measured, (measured,), beside=beside)
         )
+    each = tuple(r["mergekit"].wall / seconds for r, seconds in zip(rounds, moved, strict=True))
+    measured, over = (whole[tool] / min(moved) for tool in ("mergekit", "mergekern"))
+    beside = f"bytes moved in {min(moved):.2f} s; mergekern takes {over:.1f} × that"
+    rows.append(
+        Row(f"{method}, wall, if nothing were computed", "× faster", measured, each, beside=beside)
+    )
     peaks = tuple(r["in 1 GiB"].peak / BUDGET for r in rounds)
     kit, ours = (max(r[tool].peak for r in rounds) / MIB for tool in ("mergekit", "mergekern"))
     beside = f"without a budget {ours:.0f} MiB, mergekit {kit:.0f} MiB"
@@ -169,7 +202,13 @@ def measure(method: str, big: Path, small: Path, tools: Tools, rounds: int) -> l
         ]
 
     starts = turns(small, min(2, rounds))
-    return rows_of(method, turns(big, rounds), starts, subject.wanted)
+    used = turns(big, rounds)
+    models = {*subject.models, *(("base",) if subject.base else ())}
+    inputs = [big / model / "model.safetensors" for model in sorted(models)]
+    written = inputs[0].stat().st_size
+    scratch = tools.output.with_name("moved")
+    moved = [moving(inputs, written, scratch) for _ in range(rounds)]
+    return rows_of(method, used, starts, moved, subject.wanted)
 
 
 def make(folder: Path, layers: int) -> None:
