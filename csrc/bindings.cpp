@@ -13,6 +13,7 @@
 #include "cpu/loops.h"
 #include "cpu/order.h"
 #include "cpu/passes.h"
+#include "cpu/systems.h"
 #include "philox.h"
 
 namespace py = pybind11;
@@ -283,6 +284,31 @@ void bind_lowrank(py::module_& m) {
            });
 }
 
+void bind_systems(py::module_& m) {
+  py::class_<Factor>(m, "Factor")
+      .def(py::init([](uintptr_t data, DType dtype, int64_t row_step, int64_t step,
+                       double reduction, double weight, int64_t diagonal) {
+             return Factor{pointer<void>(data), dtype, row_step, step, reduction, weight, diagonal};
+           }),
+           py::kw_only(), py::arg("data"), py::arg("dtype"), py::arg("row_step"), py::arg("step"),
+           py::arg("reduction") = 1.0, py::arg("weight") = 1.0, py::arg("diagonal") = 0);
+  released(m, "product",
+           [](const std::string& isa, int threads, const Factor& a, int64_t rows, int64_t columns,
+              int64_t k, uintptr_t b, uintptr_t c) {
+             product(isa, threads, a, rows, columns, k, pointer<double>(b), columns,
+                     pointer<double>(c), columns);
+           });
+  released(m, "factorise",
+           [](const std::string& isa, int threads, uintptr_t a, int64_t n, double least) {
+             return factorise(isa, threads, pointer<double>(a), n, least);
+           });
+  released(m, "solve",
+           [](const std::string& isa, int threads, uintptr_t u, int64_t n, uintptr_t x,
+              int64_t columns) {
+             solve(isa, threads, pointer<double>(u), n, pointer<double>(x), columns);
+           });
+}
+
 void bind_elementary(py::module_& m) {
   released(m, "exp", [](const std::string& isa, uintptr_t x, int64_t n, uintptr_t out) {
     loops(isa.c_str()).exp(pointer<double>(x), n, pointer<double>(out));
@@ -308,6 +334,7 @@ PYBIND11_MODULE(_C, m) {
   bind_structs(m);
   bind_operations(m);
   bind_lowrank(m);
+  bind_systems(m);
   bind_elementary(m);
   m.def("fuse_batch", &run_batch);
   m.def("instruction_sets", &names_of_instruction_sets);

@@ -1,6 +1,7 @@
 // Compiled once per instruction set, MK_ISA naming it: the loops over element.h.
 #include "cpu/loops.h"
 
+#include "cpu/dense.h"
 #include "cpu/elementary.h"
 #include "cpu/elementwise.h"
 #include "cpu/finite.h"
@@ -63,6 +64,9 @@ const Loops table = {
     all_finite,
     add_lowrank,
     sum_squares,
+    add_product,
+    substitute,
+    factor_panel,
     exp,
     log,
     total,

@@ -33,6 +33,20 @@ struct LowRank {
   float scale;
 };
 
+// The left factor of a product: element (i, k) is data[i * row_step + k * step] * reduction *
+// weight, without the reduction where k - i is `diagonal`, each product rounded.
+struct Factor {
+  const void* data;
+  DType dtype;
+  int64_t row_step, step;
+  double reduction, weight;
+  int64_t diagonal;
+};
+
+constexpr int64_t kDenseRows = 192;        // of a factor that are packed at once
+constexpr int64_t kPanel = 128;            // rows of a triangle that are solved for at once
+constexpr int64_t kDenseRoom = 56 * 1024;  // doubles: what is packed
+
 // A method that is a function of each element; see cpu/elementwise.h.
 enum class Formula : int32_t { near_swap, overlap_mean, importance, fusion, consensus, fisher };
 struct Elementwise {
@@ -80,6 +94,12 @@ struct Loops {
   void (*add_lowrank)(const LowRank&, const void* weight, DType, int64_t begin, int64_t end,
                       float* out);
   void (*sum_squares)(const float* x, int64_t rows, int64_t columns, bool by_column, double* sums);
+  // see cpu/dense.h; room: kDenseRoom
+  void (*add_product)(const Factor& a, int64_t begin, int64_t end, int64_t n, int64_t k,
+                      const double* b, int64_t b_row, double* c, int64_t c_row, double* room);
+  void (*substitute)(const double* t, int64_t t_row, int64_t t_step, int64_t n, double* x,
+                     int64_t x_row, int64_t columns, double* room);
+  int64_t (*factor_panel)(double* a, int64_t row, int64_t n, const double* least);
   // see cpu/elementary.h
   void (*exp)(const double* x, int64_t n, double* out);
   void (*log)(const double* x, int64_t n, double* out);
