@@ -112,7 +112,10 @@ extension = Pybind11Extension(
     sources=[
         "csrc/batch.cpp",
         "csrc/bindings.cpp",
-        *(f"csrc/cpu/{name}.cpp" for name in ("compact", "dispatch", "order", "passes", "pool", "systems")),
+        *(
+            f"csrc/cpu/{name}.cpp"
+            for name in ("compact", "dispatch", "order", "passes", "pool", "systems")
+        ),
     ],
     depends=sorted(glob("csrc/**/*", recursive=True)),
     include_dirs=["csrc"],

@@ -18,11 +18,13 @@ from mergekern.machine import available_bytes, resident_bytes
 from mergekern.plan import Plan
 from mergekern.scratch import open_bytes, scratch_bytes
 from mergekern.sizes import format_size, mib
+from mergekern.solutions import solving_bytes
 from mergekern.tiles import TILE_ALIGN, alignments
 
 MIB = 1 << 20
 RUNTIME_CAP = 512 * MIB  # a notebook that already holds models must not be refused for it
 TILE_BYTES = 8 * MIB  # of one input: requests of this size reach a disk's full speed
+WIDEST = 8.0  # bytes of an element
 UNITS = 4  # in flight at once: being read, in the kernel, being written
 RESIDENT = 3  # the same for tensors that are held whole, but for those larger than most
 FRESH = 8  # bytes that are to go through a byte of buffers: its first touch costs as much as a few
@@ -87,13 +89,16 @@ def memory_estimate(
     alone, scratch = (
         max(scratch_bytes(plan, tile, lanes, tensors) for plan in plans) for tensors in (1, crew)
     )
+    solving = [solving_bytes(plan) for plan in plans]
+    systems = sum(nbytes for nbytes, _ in solving)  # each plan holds a factor of its own
+    alone, scratch = alone + systems, scratch + systems
     fewest, most = runtime + alone + least, runtime + scratch + least
     limit = max(runtime + available_bytes() // 4, most) if max_memory is None else max_memory
     if limit < fewest:
         raise BudgetError(
             f"max_memory is {mib(limit)}, wanted {mib(fewest)} at the least: "
             f"{mib(runtime)} for Python and libraries, {mib(alone)} of scratch and "
-            f"{mib(least)} of buffers for tensors of this plan"
+            f"{mib(least)} of buffers for tensors of this plan{_largest(solving)}"
         )
     if limit < most:  # rather one tensor at a time than none
         crew, scratch = 1, alone
@@ -101,6 +106,12 @@ def memory_estimate(
     open_ = min(max(open_bytes(plan, crew) for plan in plans), (room - least) // 8)
     buffers = min(room - open_, max(least, _useful(outputs, _input_itemsize(plans), tile)))
     return MemoryEstimate(runtime, scratch, buffers, fewest, tile, open_, crew)
+
+
+def _largest(solving: Sequence[tuple[int, str]]) -> str:
+    """What a message says of the largest matrices that are solved with."""
+    nbytes, name = max(solving, default=(0, ""))
+    return f"; {mib(nbytes)} of scratch are what {name} is solved for with" if nbytes else ""
 
 
 @dataclass(frozen=True)
@@ -160,6 +171,8 @@ def _inputs(plans: Sequence[Plan], rows: Sequence[np.ndarray], count: int) -> np
             (np.fromiter(map(hash, names), np.int64) ^ hash(label)) & _POSITIVE
             for label, names in read
         ]
+        if plan.solutions is not None:  # of one name in all plans, and of each its own
+            codes[-1] = (codes[-1] ^ hash(plan.digest)) & _POSITIVE
         given.append((row, np.concatenate([*codes, [-1]])[plan.columns.inputs]))
     inputs, _ = each_once(count, given)
     found: np.ndarray = (inputs >= 0).sum(axis=1)
@@ -184,4 +197,5 @@ def _input_itemsize(plans: Sequence[Plan]) -> float:
     """Bytes of an input element, on average: plans know sums, headers know the rest."""
     columns = [plan.columns for plan in plans]
     elements = sum(int((c.numel * (c.inputs >= 0).sum(axis=1)).sum()) for c in columns)
-    return max(1.0, sum(plan.input_bytes for plan in plans) / elements) if elements else 1.0
+    mean = sum(plan.input_bytes for plan in plans) / elements if elements else 1.0
+    return min(max(1.0, mean), WIDEST)  # matrices that tensors are solved with are none of these

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mergekern.checkpoint import check_mergeable_config
-from mergekern.checkpoint.base import Checkpoint
-from mergekern.dtypes import DISCRETE, MERGEABLE, dtype_name, work_dtype
+from mergekern.checkpoint.base import Checkpoint, TensorInfo
+from mergekern.dtypes import DISCRETE, FLOAT64, MERGEABLE, DType, dtype_name, work_dtype
 from mergekern.errors import MismatchError, RecipeError
 from mergekern.informed import informed_of
 from mergekern.options import Options
 from mergekern.outputs import Held, Output
-from mergekern.plan import Input, Step
+from mergekern.plan import Equations, Input, Step
 from mergekern.recipe import Recipe
 from mergekern.roles import members_of
 from mergekern.spec import AS_IS, Spec
@@ -201,6 +201,12 @@ class Fitting:
         if spec.statistics:
             statistics = self._statistics(output, experts, fit)
             spec = spec if statistics else spec.mean
+        if spec.regression is not None:
+            weights = tuple(Input(model, fit[model].name) for model in experts)
+            untransposed = self._informed.untransposed(name, experts, fit)
+            return self._solved(
+                name, info, dtype, spec, note, Equations(weights, statistics, untransposed)
+            )
         return Step(
             name=name,
             action="merge",
@@ -212,6 +218,30 @@ class Fitting:
             work=work_dtype([*(i.dtype for i in fit.values()), *self._informed.dtypes(statistics)]),
             spec=spec,
             note=note,
+        )
+
+    def _solved(
+        self,
+        name: str,
+        info: TensorInfo,
+        dtype: DType,
+        spec: Spec,
+        note: str,
+        equations: Equations,
+    ) -> Step:
+        """The step of a tensor that is solved for: it reads the solution, in fp64."""
+        return Step(
+            name=name,
+            action="merge",
+            dtype=dtype,
+            shape=info.shape,
+            base=None,
+            experts=(Input(len(self.labels), name),),
+            expert_index=(0,),
+            work=FLOAT64,
+            spec=spec,
+            note=note,
+            equations=equations,
         )
 
     def _spec(self, output: Output, experts: Sequence[int]) -> Spec:

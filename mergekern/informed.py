@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-from mergekern.checkpoint.base import Checkpoint
+from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.header import read_header
 from mergekern.checkpoint.identity import identity_of
 from mergekern.checkpoint.provenance import provenance_in
@@ -47,10 +49,12 @@ class Informed:
     """The statistics of a merge by the model that they are of.
 
     places: model -> where its statistics are among the checkpoints
+    grams:  they are not of a tensor's shape, but matrices over the inputs of linear layers
     """
 
     places: dict[int, int]
     checkpoints: Sequence[Checkpoint]
+    grams: bool = False
 
     def of(self, name: str, models: Sequence[int], held: Held) -> tuple[Input, ...]:
         """Those of one output tensor, for these models in order; none where no model has any.
@@ -59,7 +63,7 @@ class Informed:
         that cannot be those of the tensor.
         """
         pairs = [(model, self.places[model]) for model in models]
-        known = [held[m].name in self.checkpoints[place].tensors for m, place in pairs]
+        known = [self._key(held[m].name, place) is not None for m, place in pairs]
         if not any(known):
             return ()
         if not all(known):
@@ -73,14 +77,78 @@ class Informed:
     def dtypes(self, statistics: Sequence[Input]) -> list[DType]:
         return [self.checkpoints[s.model].tensors[s.name].dtype for s in statistics]
 
+    def untransposed(self, name: str, models: Sequence[int], held: Held) -> bool:
+        """Whether the weights are [inputs, outputs], as Conv1D has them.
+
+        Files say so. Raises MismatchError where it can be either, and where models differ.
+        """
+        found = {self._is_untransposed(held[model], model) for model in models}
+        if len(found) > 1:
+            raise MismatchError(
+                f"tensor {name}: is [inputs, outputs] in one model and [outputs, inputs] in "
+                "another, as their statistics say: merge models of one architecture"
+            )
+        return found.pop()
+
+    def _is_untransposed(self, weight: TensorInfo, model: int) -> bool:
+        place = self.places[model]
+        said = self._said[place].get("untransposed")
+        if said is not None:
+            return weight.name in said
+        width = self._matrix(weight.name, place).shape[0]
+        if weight.shape[0] != weight.shape[1]:
+            return width == weight.shape[0]
+        if self._has_untransposed(model):
+            raise MismatchError(
+                f"tensor {weight.name}: is square, and others of {self._label(model)} are "
+                "[inputs, outputs], so that it may be either: give the file of statistics, which "
+                "says it, and not its tensors"
+            )
+        return False
+
+    def _has_untransposed(self, model: int) -> bool:
+        """Whether any weight can only be [inputs, outputs], by the shape of its matrix."""
+        matrices, weights = self.checkpoints[self.places[model]].tensors, self.checkpoints[model]
+        shapes = ((m.shape[0], weights.tensors[n].shape) for n, m in matrices.items())
+        return any(len(s) == 2 and width == s[0] != s[1] for width, s in shapes)
+
     def _input(self, name: str, held: Held, model: int, place: int) -> Input:
-        info, wanted = self.checkpoints[place].tensors[held[model].name], held[model]
-        if info.shape != wanted.shape or info.dtype not in MERGEABLE:
+        info, wanted = self._matrix(held[model].name, place), list(held[model].shape)
+        shapes = [wanted]
+        if self.grams:
+            shapes = [[n, n] for n in dict.fromkeys(reversed(wanted))] if len(wanted) == 2 else []
+            said = self._said[place].get("untransposed")
+            if said is not None and shapes:
+                shapes = [[wanted[0 if held[model].name in said else 1]] * 2]
+        if list(info.shape) not in shapes or info.dtype not in MERGEABLE:
+            fit = " or ".join(map(str, shapes)) or "none, as it is no matrix"
             raise MismatchError(
                 f"tensor {name}: the statistics {self._label(place)} have it as "
-                f"{dtype_name(info.dtype)} {list(info.shape)}; want floats of {list(wanted.shape)}"
+                f"{dtype_name(info.dtype)} {list(info.shape)}; want floats of {fit}"
             )
         return Input(place, info.name)
+
+    def _key(self, weight: str, place: int) -> str | None:
+        """Under which name the statistics have what they know of a weight; None where nothing."""
+        leader = self._said[place].get("shares", {}).get(weight, weight)
+        if leader in self.checkpoints[place].tensors:
+            return str(leader)
+        if leader != weight:
+            raise CheckpointError(
+                f"statistics {self._label(place)}: say that {weight} shares the matrix of "
+                f"{leader}, which they lack: the file is damaged, collect it again"
+            )
+        return None
+
+    def _matrix(self, weight: str, place: int) -> TensorInfo:
+        key = self._key(weight, place)
+        assert key is not None, f"{weight}: no statistics"
+        return self.checkpoints[place].tensors[key]
+
+    @cached_property
+    def _said(self) -> dict[int, Mapping[str, Any]]:
+        """What the files say of themselves; nothing of what is in memory."""
+        return {place: _provenance(self.checkpoints[place]) for place in self.places.values()}
 
     def _label(self, place: int) -> str:
         return self.checkpoints[place].label
@@ -89,4 +157,12 @@ class Informed:
 def informed_of(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> Informed:
     place = {id(source): number for number, source in enumerate(recipe.sources)}
     pairs = zip(recipe.experts, recipe.statistics, strict=bool(recipe.statistics))
-    return Informed({place[id(e)]: place[id(s)] for e, s in pairs}, checkpoints)
+    places = {place[id(e)]: place[id(s)] for e, s in pairs}
+    return Informed(places, checkpoints, recipe.method.statistics != "fisher")
+
+
+def _provenance(statistics: Checkpoint) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for file in statistics.files.values():
+        found |= provenance_in(read_header(file).metadata) or {}
+    return found

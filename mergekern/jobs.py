@@ -11,6 +11,7 @@ from typing import Any
 
 from mergekern import ambient, card, engine
 from mergekern.backends import Backend
+from mergekern.backends.cpu import CpuBackend
 from mergekern.checkpoint import Checkpoint, open_checkpoint
 from mergekern.checkpoint.sidefiles import tokenizer_files, write_side_files
 from mergekern.errors import RecipeError
@@ -27,6 +28,8 @@ from mergekern.recipe import Recipe, Source
 from mergekern.remembered import plan_in_memory
 from mergekern.report import group_dropped
 from mergekern.sizes import format_size
+from mergekern.solutions import with_solutions
+from mergekern.systems import Workers
 from mergekern.tokenizer import Alignment, Models, align, truncate
 
 
@@ -183,25 +186,39 @@ def run(
     Models on disk are merged in memory, too, when a job has no output: tensor by tensor, so that
     beside the result one tensor of each is held (all of them where thresholds range over models).
     """
+    host = backend if isinstance(backend, CpuBackend) else CpuBackend()
+    workers = Workers(host.threads, host.instruction_set)
+    with ambient.set_aside(), ExitStack() as stack:
+        checkpoints = [
+            stack.enter_context(with_solutions(job.plan, job.checkpoints, workers)) for job in jobs
+        ]
+        return _run(jobs, checkpoints, backend, max_memory, progress, out)
+
+
+def _run(
+    jobs: Sequence[Job],
+    checkpoints: Sequence[Sequence[Checkpoint]],
+    backend: Backend,
+    max_memory: int | None,
+    progress: Progress | None,
+    out: torch.nn.Module | Mapping[str, torch.Tensor] | None,
+) -> list[Any]:
     plans = [job.plan for job in jobs]
-    checkpoints = [job.checkpoints for job in jobs]
     outputs = [job.output for job in jobs if job.output is not None]
     if not outputs:
         into = out.state_dict() if is_module(out) else out
-        with ambient.set_aside():
-            return merge_in_memory(plans, checkpoints, backend=backend, into=into)
+        return merge_in_memory(plans, checkpoints, backend=backend, into=into)
     for job in jobs:
         job.check_folder()
-    with ambient.set_aside():
-        summaries = engine.merge_to_folders(
-            plans,
-            checkpoints,
-            outputs,
-            backend=backend,
-            max_memory=max_memory,
-            progress=progress or Silent(),
-            finishes=[job.finish for job in jobs],
-        )
+    summaries = engine.merge_to_folders(
+        plans,
+        checkpoints,
+        outputs,
+        backend=backend,
+        max_memory=max_memory,
+        progress=progress or Silent(),
+        finishes=[job.finish for job in jobs],
+    )
     return [job.report(summary) for job, summary in zip(jobs, summaries, strict=True)]
 
 

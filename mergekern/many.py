@@ -45,7 +45,7 @@ def plans_of(jobs: Mapping[str, Job]) -> Plans:
     stored: dict[tuple[int, str], int] = {}
     for job in jobs.values():
         for step in job.plan.steps:
-            for given in step.inputs:
+            for given in step.origins:
                 checkpoint = job.checkpoints[given.model]
                 stored[id(checkpoint), given.name] = checkpoint.tensors[given.name].nbytes
     return Plans(tuple(jobs), tuple(job.plan for job in jobs.values()), sum(stored.values()))

@@ -28,13 +28,43 @@ class Input(NamedTuple):
     name: str
 
 
+SOLVED = 512  # outputs of a layer that are solved for at once
+
+
+@dataclass(frozen=True, slots=True)
+class Equations:
+    """What a tensor is solved from when it is read: see Regression.
+
+    experts: the weights of a linear layer of each model;  grams: of each, over the layer's inputs
+    untransposed: weights are [inputs, outputs], and not [outputs, inputs]
+    """
+
+    experts: tuple[Input, ...]
+    grams: tuple[Input, ...]
+    untransposed: bool
+
+    def sizes(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Inputs and outputs of the layer."""
+        rows, columns = shape
+        return (rows, columns) if self.untransposed else (columns, rows)
+
+    def panel(self, shape: tuple[int, ...]) -> int:
+        """Elements that are solved for at once: all, where the outputs do not lie in a row."""
+        inputs, outputs = self.sizes(shape)
+        return max(1, inputs * (outputs if self.untransposed else min(outputs, SOLVED)))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"experts": self.experts, "grams": self.grams, "untransposed": self.untransposed}
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One output tensor.
 
     merge: a fused op over base and experts. `expert_index[j]` is the place of experts[j] among the
            recipe's experts, which names its coin and its model-scope threshold. Statistics of the
-           experts, where the spec has any, are inputs behind them, in the same order. Steps of one
+           experts, where the spec has any, are inputs behind them, in the same order. A tensor
+           that is solved for has its equations, and its solution as the one input. Steps of one
            plan with equal specs share one object.
     copy:  the bytes of experts[0]; the other experts must hold equal bytes (discrete tensors).
     """
@@ -49,6 +79,7 @@ class Step:
     work: DType = FLOAT32
     spec: Spec | None = None
     note: str = ""
+    equations: Equations | None = None
     numel: int = field(init=False, repr=False, compare=False)
     nbytes: int = field(init=False, repr=False, compare=False)
 
@@ -61,9 +92,17 @@ class Step:
         """Everything the step reads: the base, if any, then the experts."""
         return self.experts if self.base is None else (self.base, *self.experts)
 
+    @property
+    def origins(self) -> tuple[Input, ...]:
+        """The tensors of models and statistics that the output comes from."""
+        if self.equations is None:
+            return self.inputs
+        return (*self.equations.experts, *self.equations.grams)
+
     def to_dict(self, spec: int | None) -> dict[str, Any]:
         """Plain data, ready for JSON; spec: the number of the step's, None for copies."""
-        return {
+        solved = {} if self.equations is None else {"equations": self.equations.to_dict()}
+        return solved | {
             "name": self.name,
             "action": self.action,
             "dtype": dtype_name(self.dtype),
@@ -90,7 +129,8 @@ class Plan:
     """Everything that decides the output's bytes, and what is worth knowing before the first one.
 
     method, parameters, seed:  as resolved, defaults included; parameters are plain data
-    models:        labels; checkpoints are always given in this order
+    models:        labels; checkpoints are always given in this order. Solutions of equations, where
+                   there are any, come last
     base:          which of `models` is the base, None for methods without one
     donor:         which of `models` gives config, tokenizer and the other side files
     fingerprints:  per model, file name -> sha256 of its header
@@ -124,6 +164,12 @@ class Plan:
 
     def __str__(self) -> str:
         return plan_text(self)
+
+    @cached_property
+    def solutions(self) -> int | None:
+        """Which of `models` are solutions of equations; None where nothing is solved for."""
+        solved = any(step.equations is not None for step in self.steps)
+        return len(self.models) - 1 if solved else None
 
     @cached_property
     def columns(self) -> Columns:

@@ -24,6 +24,8 @@ from mergekern.recipe import Recipe
 from mergekern.spec import Spec
 from mergekern.tied import Names, match_names
 
+SOLUTIONS = "solutions of equations"
+
 
 @collector_paused()
 def build_plan(
@@ -48,7 +50,8 @@ def build_plan(
     names = match_names(models, fitting.donor, share)
     outputs = Outputs(recipe, models, names, fitting.donor)
     steps, gone = _decide_all(fitting, outputs)
-    read = {given for step in steps for given in step.inputs}
+    read = {given for step in steps for given in step.origins}
+    solved = any(step.equations is not None for step in steps)
     gone = [*names.left_out, *gone, *_untouched(recipe, names, outputs, read)]
     gone += [
         (model, name, "no merged tensor asks for it")
@@ -61,7 +64,7 @@ def build_plan(
         method=recipe.method.name,
         parameters=recipe.parameters,
         seed=recipe.seed,
-        models=fitting.labels,
+        models=(*fitting.labels, *((SOLUTIONS,) if solved else ())),
         base=fitting.base,
         donor=fitting.donor,
         fingerprints=tuple(dict(checkpoint.fingerprint) for checkpoint in checkpoints),
@@ -162,5 +165,5 @@ def _size_of_pool(step: Step) -> Literal["", "module", "layer", "model"]:
 
 def _bytes_of(steps: Sequence[Step], checkpoints: Sequence[Checkpoint]) -> int:
     return sum(
-        checkpoints[read.model].tensors[read.name].nbytes for step in steps for read in step.inputs
+        checkpoints[read.model].tensors[read.name].nbytes for step in steps for read in step.origins
     )

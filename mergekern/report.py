@@ -29,6 +29,7 @@ def plan_text(plan: Plan) -> str:
     passes += ", rarely one more" if plan.passes > 1 and plan.whole_model else ""
     rows += [
         ("tensors", f"{merged} merged, {copied} copied, {len(plan.dropped)} left out"),
+        *_solved(plan),
         ("reads", f"{format_size(plan.input_bytes)}, in {passes}"),
         ("writes", f"{format_size(plan.output_bytes)} of {dtypes} in {files}"),
     ]
@@ -85,7 +86,7 @@ def _parameters(plan: Plan) -> str:
 
 def _models(plan: Plan) -> list[tuple[str, str]]:
     values = per_model(plan.parameters)
-    experts = list(plan.models)
+    experts = list(plan.models[: plan.solutions])
     rows = []
     if plan.base is not None and any(len(each) < len(experts) for each in values.values()):
         rows.append(("base", experts.pop(plan.base)))
@@ -96,11 +97,18 @@ def _models(plan: Plan) -> list[tuple[str, str]]:
     return rows
 
 
+def _solved(plan: Plan) -> list[tuple[str, str]]:
+    widths = {s.equations.sizes(s.shape)[0] for s in plan.steps if s.equations is not None}
+    count = sum(step.equations is not None for step in plan.steps)
+    systems = ", ".join(map(str, sorted(widths)))
+    return [("solves", f"{count} tensors, with matrices of {systems} rows")] if count else []
+
+
 def group_layers(plan: Plan) -> list[str]:
     """Layers that have another number in the output than in the models they come from."""
     moved: dict[tuple[int, str, int], set[int]] = {}
     for step in plan.steps:
-        for read in (read for read in step.inputs if read.name != step.name):
+        for read in (read for read in step.origins if read.name != step.name):
             made, given = NUMBERED.fullmatch(step.name), NUMBERED.fullmatch(read.name)
             if made and given and given[3] == made[3] and given[2] != made[2]:
                 shift = int(made[2]) - int(given[2])

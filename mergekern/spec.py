@@ -20,9 +20,24 @@ Rescale = Literal["none", "drop_rate", "l1"]
 Ballot = Literal["weighted", "unweighted"]
 Scope = Literal["tensor", "model"]
 Ties = Literal["index", "keep"]
-Statistics = Literal["", "fisher"]
+Statistics = Literal["", "fisher", "gram", "regmean_plusplus"]
 Rest = Literal["base", "mean", "vocabulary"]
 Energy = Literal["", "tensor", "module", "layer", "model"]
+Singular = Literal["error", "mean"]
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A tensor that is solved for: the least squares of what all models make of their inputs.
+
+    W = (sum_k G_k)^-1 sum_k G_k W_k      G_k: weight_k times model k's Gram matrix, of which what
+                                          lies off the diagonal is multiplied by the reduction
+    singular: what becomes of a tensor whose sum of matrices has no inverse: an error, or the mean
+    """
+
+    weight: tuple[float, ...]
+    reduction: float
+    singular: Singular
 
 
 @dataclass(frozen=True)
@@ -41,7 +56,8 @@ class Spec:
     mean of 0, or below least_energy. pool: what such tensors have in common, as the planner names
     it; shares: the weights of a pool, once they are found.
     statistics: of each expert, made from data elsewhere, are inputs behind the experts; there is no
-    base then. rest says what becomes of a tensor that has none.
+    base then. rest says what becomes of a tensor that has none. With a regression they are the
+    matrices of one, and what it finds is the one input of the rule.
     What follows from them is found out once, as all tensors with equal parameters share a spec.
     """
 
@@ -69,6 +85,7 @@ class Spec:
     shares: tuple[float, ...] = ()
     statistics: Statistics = ""
     rest: Rest = "mean"
+    regression: Regression | None = None
 
     @cached_property
     def prunes(self) -> bool:
@@ -157,7 +174,8 @@ class Spec:
     @cached_property
     def mean(self) -> Spec:
         """The mean by weight, of tensors without the statistics."""
-        return Spec("linear_combination", self.weight, normalize=True)
+        weight = self.weight if self.regression is None else self.regression.weight
+        return Spec("linear_combination", weight, normalize=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""

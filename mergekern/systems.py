@@ -1,8 +1,8 @@
-"""Products of matrices and systems of equations in fp64, whose bits depend on no library or machine.
+"""Products of matrices and systems of equations in fp64, with the same bits on every machine.
 
-Every element is a sum over ascending k, products and sums rounded one by one, where libraries choose
-the order by processor and threads. The plain functions below define the bits; csrc/cpu/systems.h
-computes them in blocks.
+Every element is a sum over ascending k, products and sums rounded one by one, where libraries
+choose the order by processor and threads. The plain functions below define the bits;
+csrc/cpu/systems.h computes them in blocks.
 """
 
 from __future__ import annotations
@@ -82,12 +82,25 @@ class Workers:
         _C.solve(self.instruction_set, self.threads, address(u), len(u), address(x), x.shape[1])
 
 
+def shrunk(
+    a: np.ndarray, reduction: float = 1.0, weight: float = 1.0, diagonal: int = 0
+) -> np.ndarray:
+    """As plain_shrunk(), in the memory of one fp64 copy; every row has its element there."""
+    wide = a.astype(FLOAT64)
+    row = np.arange(len(a))
+    kept = wide[row, row + diagonal]
+    wide *= reduction
+    wide[row, row + diagonal] = kept
+    wide *= weight
+    return wide
+
+
 def plain_shrunk(
     a: np.ndarray, reduction: float = 1.0, weight: float = 1.0, diagonal: int = 0
 ) -> np.ndarray:
     """fp64: a * reduction off the diagonal, where column - row is `diagonal`; then times weight."""
     wide = a.astype(FLOAT64)
-    row, column = np.indices(a.shape, sparse=True)
+    row, column = np.arange(a.shape[0])[:, None], np.arange(a.shape[1])
     return np.where(column - row == diagonal, wide, wide * reduction) * weight
 
 

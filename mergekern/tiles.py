@@ -35,6 +35,8 @@ class Part:
 def alignment(step: Step) -> int:
     """Tiles of an output tensor start at multiples of this many elements."""
     panel = 1 if step.spec is None else step.spec.panel(step.shape)
+    if step.equations is not None:
+        panel = step.equations.panel(step.shape)
     return math.lcm(TILE_ALIGN, panel)
 
 
@@ -42,7 +44,7 @@ def alignments(plans: Sequence[Plan], rows: Sequence[np.ndarray], count: int) ->
     """Where the tiles of each output may start, for all plans that make it."""
     align = np.full(count, TILE_ALIGN)
     for plan, row in zip(plans, rows, strict=True):
-        if any(spec.prunes for spec in plan.specs):
+        if plan.solutions is not None or any(spec.prunes for spec in plan.specs):
             align[row] = np.lcm(align[row], [alignment(step) for step in plan.steps])
     return align
 

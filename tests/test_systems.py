@@ -17,6 +17,7 @@ from mergekern.systems import (
     plain_product,
     plain_shrunk,
     plain_solution,
+    shrunk,
 )
 
 # Around blocks of 4 and 8 rows, registers, panels of 128, 192 packed rows, and sums of 256.
@@ -49,6 +50,12 @@ def test_products(dtype: np.dtype, shape: tuple[int, int, int]) -> None:
             got = c.copy()
             each.add_product(given, b, got, 0.9, -0.3, 2)
             assert same_bytes(got, wanted), each
+
+
+@pytest.mark.parametrize("diagonal", [0, 3])
+def test_shrunk_rows(diagonal: int) -> None:
+    a = randn(0, 5, 9).astype(np.float32)
+    assert same_bytes(shrunk(a, 0.9, 0.3, diagonal), plain_shrunk(a, 0.9, 0.3, diagonal))
 
 
 @pytest.mark.parametrize("m", SIZES)
