@@ -60,6 +60,12 @@ def test_a_plain_average_loads_and_is_right(folders, tmp_path) -> None:
     assert lock["models"][0]["model"] == str(folders["a"])
 
 
+def statistics_of(state: dict[str, torch.Tensor], diagonals: bool) -> dict[str, torch.Tensor]:
+    if diagonals:
+        return {name: weight.float() ** 2 for name, weight in state.items()}
+    return {name: w.float().T @ w.float() for name, w in state.items() if "_proj" in name}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_makes_a_model_that_runs(folders, tmp_path, method) -> None:
     base, a, b = (folders[name] for name in ("base", "a", "b"))
@@ -72,7 +78,7 @@ def test_every_method_makes_a_model_that_runs(folders, tmp_path, method) -> None
     }
     call = calls.get(method, {"base": base, "models": [a, b]})
     if get_method(method).statistics:
-        call["statistics"] = [{n: w.float() ** 2 for n, w in weights(m).items()} for m in (a, b)]
+        call["statistics"] = [statistics_of(weights(m), method == "fisher") for m in (a, b)]
     if any(p.name == "density" for p in get_method(method).parameters):
         call["density"] = 0.5
     mergekern.merge(method, output=tmp_path / "o", **call)

@@ -13,7 +13,8 @@ errors version sizes lazily dtypes ambient collector huge arrays _C _cuda kernel
 elementary function fused angles geometry spec methods recipe
 checkpoint report columns plan naming tied tokenizer layers options roles outputs informed fitting
 planner remembered lock card progress
-pieces tiles backends keys counting doubts sampling walking speculation trimming variance survey
+pieces tiles backends systems solutions
+keys counting doubts sampling walking speculation trimming variance survey
 statistics pools onepass spill arena machine crew scratch budget table units extents cargo stream
 coverage sources shared
 journal blockfile output destination findings settling trialpass batches member run

@@ -100,6 +100,14 @@ _RANKED = (
     "density is 1, which densities that are given replace, unless they are cases too."
 )
 
+_REST = {"rest": "vocabulary"}
+_SOLVED = (
+    "Equal coefficients; embeddings and lm_head are the base's, norms and biases the mean.\n"
+    "MergeBench pairs models with data by their order, which are not the same; files here are\n"
+    "refused beside another model. It sums and multiplies in bf16, and takes a pseudo-inverse of\n"
+    "ill-conditioned sums, which here are an error unless singular=mean is given."
+)
+
 MERGEBENCH: Mapping[str, Mapping[str, Preset]] = {
     "task_arithmetic": {
         "mergebench/model_soup": Preset(
@@ -159,6 +167,12 @@ MERGEBENCH: Mapping[str, Mapping[str, Preset]] = {
             "MergeBench's. Its own are of weights that a step of training moves on after each\n"
             "sample.",
         ),
+    },
+    "regmean": {
+        "mergebench/regmean": Preset({"weight": 1.0, "reduction": 0.5, **_REST}, _SOLVED),
+    },
+    "regmean_plusplus": {
+        "mergebench/regmean_plusplus": Preset({"weight": 1.0, "reduction": 0.1, **_REST}, _SOLVED),
     },
     "localize_and_stitch": {
         "mergebench/localize_and_stitch": Preset(

@@ -7,6 +7,7 @@ from typing import Annotated
 from mergekern.errors import RecipeError
 from mergekern.methods.fisher import REST
 from mergekern.methods.parameters import Doc
+from mergekern.methods.presets import PRESETS
 from mergekern.methods.registry import method
 from mergekern.spec import Regression, Singular, Spec, Statistics
 
@@ -41,6 +42,7 @@ def regression(
     "regmean",
     base_role="optional",
     statistics="gram",
+    presets=PRESETS["regmean"],
     title="linear layers nearest to all models' outputs, by least squares",
     paper="arXiv:2212.09849",
 )
@@ -51,7 +53,7 @@ def regmean(
     singular: SINGULAR = "error",
     rest: REST = "vocabulary",
 ) -> Spec:
-    """W = (sum_k G_k)^-1 sum_k G_k W_k, weights as [inputs, outputs]
+    """out = (sum_k G_k)^-1 sum_k G_k x_k, weights as [inputs, outputs]
 
     G_k = weight_k (reduction G + (1 - reduction) diag(G)) of the Gram matrix G of what the layer
     sees in model k, from `mergekern collect gram`: name the file as `statistics` beside the model.
@@ -59,3 +61,27 @@ def regmean(
     weights. Computed in fp64 as the first model plus what the others' differences from it make.
     """
     return regression("regmean", "gram", weight, reduction, singular, rest)
+
+
+@method(
+    "regmean_plusplus",
+    base_role="optional",
+    statistics="regmean_plusplus",
+    presets=PRESETS["regmean_plusplus"],
+    title="regmean whose matrices are of what merged layers make",
+    paper="arXiv:2508.03121",
+)
+def regmean_plusplus(
+    *,
+    weight: WEIGHT = (1.0,),
+    reduction: REDUCTION = 0.9,
+    singular: SINGULAR = "error",
+    rest: REST = "vocabulary",
+) -> Spec:
+    """out = (sum_k G_k)^-1 sum_k G_k x_k, weights as [inputs, outputs]
+
+    As regmean, but the Gram matrices of a layer are of what the merged layers before it make of
+    model k's data. `mergekern collect regmean_plusplus` makes them for all models at once, along a
+    merge with these parameters; a set that is not of these models, or not of one run, is refused.
+    """
+    return regression("regmean_plusplus", "regmean_plusplus", weight, reduction, singular, rest)

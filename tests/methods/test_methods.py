@@ -43,6 +43,8 @@ def test_the_table_has_what_recipes_name() -> None:
         "consensus",
         "arcee_fusion",
         "fisher",
+        "regmean",
+        "regmean_plusplus",
         "sce",
         "localize_and_stitch",
         "varm",

@@ -132,10 +132,38 @@ def test_fisher() -> None:
         torch.testing.assert_close(got[name], weighted.sum(0) / importance.sum(0))
 
 
+@pytest.mark.parametrize(("method", "share"), [("regmean", 0.5), ("regmean_plusplus", 0.1)])
+def test_regmean(method: str, share: float) -> None:
+    """Layers by least squares; embeddings and the head have no matrices and stay the base's."""
+    models = states()
+    matrices = [name for name in LAYERS if models[0][name].dim() == 2]
+    g = torch.Generator().manual_seed(8)
+    grams = [
+        {
+            n: (x := torch.randn(99, models[0][n].shape[1], generator=g).double()).T @ x
+            for n in matrices
+        }
+        for _ in range(FIVE)
+    ]
+    base, *experts = models
+    got = mergekern.merge(
+        preset=f"mergebench/{method}", base=base, models=experts, statistics=grams
+    )
+    assert isinstance(got, dict)
+    assert torch.equal(got[EMBEDDINGS], base[EMBEDDINGS]) and torch.equal(got[HEAD], base[HEAD])
+    for name in LAYERS:
+        wanted = torch.stack([expert[name] for expert in experts]).mean(0)
+        if name in matrices:
+            reduced = [share * m[name] + (1 - share) * m[name].diagonal().diag() for m in grams]
+            sums = sum(m @ x[name].T for m, x in zip(reduced, experts, strict=True))
+            wanted = torch.linalg.solve(sum(reduced), sums).T
+        torch.testing.assert_close(got[name], wanted)
+
+
 def test_every_method_of_mergebench_has_one() -> None:
     names = {name for method in all_methods() for name in method.presets if "/" in name}
     without_data = ("model_soup", "task_arithmetic", "ties", "dare", "consensus")
-    methods = (*without_data, "localize_and_stitch", "fisher")
+    methods = (*without_data, "localize_and_stitch", "fisher", "regmean", "regmean_plusplus")
     assert names == {f"mergebench/{method}" for method in methods}
 
 
