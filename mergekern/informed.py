@@ -18,13 +18,15 @@ from mergekern.plan import Input
 from mergekern.recipe import Recipe
 
 
-def check_statistics(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> None:
-    """Raise unless every statistics file is of the model that it is named beside.
+def check_statistics(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
+    """Raise unless every statistics file is of the model that it is named beside, and those that
+    were collected along a merge are of this one. Returns notes on what is other than there.
 
     checkpoints: as they were opened, in the order of recipe.sources. What is in memory says nothing
     of where it comes from, and is believed.
     """
     opened = {id(s): c for s, c in zip(recipe.sources, checkpoints, strict=True)}
+    questions: dict[str, Mapping[str, Any]] = {}
     for expert, source in zip(recipe.experts, recipe.statistics, strict=bool(recipe.statistics)):
         statistics, model = opened[id(source)], opened[id(expert)]
         mend = f"`mergekern collect {recipe.method.statistics} --model {expert.label}` makes it"
@@ -36,12 +38,44 @@ def check_statistics(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> None:
                     f"statistics {source.label} of model {expert.label}: holds {kind}; want a file "
                     f"of {recipe.method.statistics}: {mend}"
                 )
-            of = found.get("question", {}).get("identity")
+            questions[source.label] = found.get("question", {})
+            of = questions[source.label].get("identity")
             if model.on_disk and of != identity_of(model):
                 raise MismatchError(
                     f"statistics {source.label}: was made from another model, "
                     f"{found.get('model')}, than {expert.label} (or that has changed since): {mend}"
                 )
+    if recipe.method.statistics != "regmean_plusplus" or not questions:
+        return ()
+    return _check_along(recipe, questions)
+
+
+def _check_along(recipe: Recipe, questions: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Of files that were collected along a merge; questions: by their labels."""
+    (first, question), *others = questions.items()
+    along = question.get("along", {})
+    for label, other in others:
+        if other.get("along") != along:
+            raise MismatchError(
+                f"statistics {first} and {label}: were collected along different merges: collect "
+                "those of all models that are merged at once"
+            )
+    models = along.get("models", [])
+    if sorted(models) != sorted(str(each.get("identity")) for each in questions.values()):
+        raise MismatchError(
+            f"statistics {first}: were collected along a merge of {len(models)} models, and "
+            f"{len(recipe.experts)} are merged here: name all of those, or collect along this merge"
+        )
+    return tuple(
+        f"statistics were collected along a merge with {name} {value}, and this one has "
+        f"{recipe.parameters[name]}"
+        for name, value in along.get("merge", {}).items()
+        if name in recipe.parameters and _listed(recipe.parameters[name]) != value
+    )
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)
@@ -109,7 +143,8 @@ class Informed:
     def _has_untransposed(self, model: int) -> bool:
         """Whether any weight can only be [inputs, outputs], by the shape of its matrix."""
         matrices, weights = self.checkpoints[self.places[model]].tensors, self.checkpoints[model]
-        shapes = ((m.shape[0], weights.tensors[n].shape) for n, m in matrices.items())
+        known = [(m.shape[0], weights.tensors.get(n)) for n, m in matrices.items()]
+        shapes = ((width, weight.shape) for width, weight in known if weight is not None)
         return any(len(s) == 2 and width == s[0] != s[1] for width, s in shapes)
 
     def _input(self, name: str, held: Held, model: int, place: int) -> Input:

@@ -162,10 +162,10 @@ def ready(
                 check_output(opened.values(), output)
             checkpoints = [opened[_identity(source)][1] for source in recipe.sources]
             models = checkpoints[: len(recipe.models)]
-            check_statistics(recipe, checkpoints)
+            notes = check_statistics(recipe, checkpoints)
             aligned = _aligned(recipe, models, options.truncate_embeddings, known)
             given = (*aligned.checkpoints, *checkpoints[len(models) :])
-            told = replace(recipe, notes=recipe.notes + aligned.notes)
+            told = replace(recipe, notes=recipe.notes + notes + aligned.notes)
             if output is None and all(source.resident for source in recipe.sources):
                 plan = plan_in_memory(told, given, options)
             else:

@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from mergekern.lazily import names_of
 
-PLACES = {"Collection": "run", "collect": "run"}
+PLACES = {"Collection": "run", "collect": "run", "collect_along": "along"}
 __all__ = list(PLACES)
 __getattr__ = names_of(__name__, PLACES, call="collect")

@@ -7,17 +7,27 @@ from typing import Annotated, Any
 
 import typer
 
+from mergekern.errors import CollectError
 from mergekern.flags import Cache, Debug, Quiet
 from mergekern.terminal import one_line_errors
 
 # What collects is imported when it does: other commands start without it.
 
-KindName = Annotated[str, typer.Argument(metavar="KIND", help="fisher or gram.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a Hub id, or base+adapter.")]
-Data = Annotated[str, typer.Option(help="A .jsonl, .json or text file, or a dataset of the Hub.")]
+KindName = Annotated[str, typer.Argument(metavar="KIND", help="fisher, gram or regmean_plusplus.")]
+Model = Annotated[
+    list[str], typer.Option("--model", "-m", help="A folder, a Hub id, or base+adapter.")
+]
+Data = Annotated[
+    list[str], typer.Option(help="A .jsonl, .json or text file, or a dataset of the Hub.")
+]
 Samples = Annotated[int, typer.Option(help="How many are drawn at random.")]
 File = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Default: MODEL.KIND.safetensors, here.")
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Default: MODEL.KIND.safetensors, here. Of regmean_plusplus: the folder of these.",
+    ),
 ]
 LabelsOf = Annotated[
     str, typer.Option("--labels", help="Of fisher: empirical (the data's), hard (the model's own).")
@@ -28,6 +38,15 @@ Drawn = Annotated[int, typer.Option(min=0, help="Of the samples that are drawn."
 Split = Annotated[str, typer.Option(help="Of a dataset.")]
 RunDtype = Annotated[str | None, typer.Option(help="Run in; default: as the model is stored.")]
 Place = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
+Base = Annotated[str | None, typer.Option(help="Of regmean_plusplus: the base of the merge.")]
+Weight = Annotated[
+    list[float] | None, typer.Option(help="Of regmean_plusplus: of each model, or one for all.")
+]
+Reduction = Annotated[float, typer.Option(help="Of regmean_plusplus: that of the merge.")]
+SingularOf = Annotated[str, typer.Option("--singular", help="Of regmean_plusplus: error or mean.")]
+RestOf = Annotated[
+    str, typer.Option("--rest", help="Of regmean_plusplus: vocabulary, base or mean.")
+]
 Dry = Annotated[bool, typer.Option("--dry-run", help="Say what would be collected, and stop.")]
 
 
@@ -39,6 +58,11 @@ def collect_command(
     output: File = None,
     labels: LabelsOf = "empirical",
     embeddings: Embeddings = False,
+    base: Base = None,
+    weight: Weight = None,
+    reduction: Reduction = 0.9,
+    singular: SingularOf = "error",
+    rest: RestOf = "vocabulary",
     max_length: Length = 2048,
     seed: Drawn = 0,
     split: Split = "train",
@@ -49,24 +73,44 @@ def collect_command(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Collect statistics of a model over data: fisher, for the method of that name, or gram."""
+    """Collect statistics of a model over data: fisher or gram, for fisher and regmean; or of
+    several models, each with its data, along their merge: regmean_plusplus."""
+    options: dict[str, Any] = {
+        "samples": samples,
+        "output": output,
+        "max_length": max_length,
+        "seed": seed,
+        "split": split,
+        "dtype": dtype,
+        "device": device,
+        "cache": cache,
+        "dry_run": dry_run,
+        "quiet": quiet,
+    }
     with one_line_errors(debug):
-        from mergekern.collect.run import collect
+        if kind == "regmean_plusplus":
+            weights: Any = 1.0 if not weight else weight[0] if len(weight) == 1 else weight
+            options |= {"base": base, "weight": weights, "reduction": reduction}
+            found = _along(model, data, options | {"singular": singular, "rest": rest})
+        else:
+            options |= {"labels": labels, "embeddings": embeddings}
+            found = [_alone(kind, model, data, options)]
+        for each in found if not quiet else ():
+            typer.echo(str(each))
 
-        options: dict[str, Any] = {
-            "samples": samples,
-            "output": output,
-            "labels": labels,
-            "embeddings": embeddings,
-            "max_length": max_length,
-            "seed": seed,
-            "split": split,
-            "dtype": dtype,
-            "device": device,
-            "cache": cache,
-            "dry_run": dry_run,
-            "quiet": quiet,
-        }
-        found = collect(kind, model, data, **options)  # type: ignore[arg-type]  # it checks them
-        if not quiet:
-            typer.echo(str(found))
+
+def _alone(kind: str, models: list[str], data: list[str], options: dict[str, Any]) -> Any:
+    from mergekern.collect.run import collect
+
+    if len(models) != 1 or len(data) != 1:
+        raise CollectError(
+            f"{kind} is of one model and its data; {len(models)} models and {len(data)} data are "
+            "given: collect them one by one"
+        )
+    return collect(kind, models[0], data[0], **options)  # type: ignore[arg-type]  # it checks them
+
+
+def _along(models: list[str], data: list[str], options: dict[str, Any]) -> list[Any]:
+    from mergekern.collect.along import collect_along
+
+    return list(collect_along(models, data, **options))

@@ -8,7 +8,7 @@ its matrices, and the hidden states of all samples, which lie on disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,27 +41,38 @@ def collect_gram(
     layers = Layers(network)
     layers.open()
     names = [f"{number:05d}" for number in range(len(layers))]
-    states = _States(store.parts, [len(sample.ids) for sample in samples])
+    states = States(store.parts, [len(sample.ids) for sample in samples])
     first = states.layer
     show(first * len(samples))
     for number in range(first, len(layers)):
-        with layers.held(number) as layer, _Linears(network, layer) as linears:
-            for place, sample in enumerate(samples):
-                ids = torch.tensor([sample.ids], device=device)
-                hidden = states.read(place, device)
-                output = layers.run(number, ids, hidden)
+        with layers.held(number) as layer, Linears(network, layer) as linears:
+            for place, output in through(layers, number, samples, states, device):
                 linears.next_sample()
                 states.write(place, output)
                 show(1)
             store.write(names[number], linears.matrices(), linears.notes())
         states.advance()
+    return names, said_of(store, names)
+
+
+def through(
+    layers: Layers, number: int, samples: Sequence[Sample], states: States, device: str
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """What a layer, which is held, makes of the hidden states of each sample, and its number."""
+    for place, sample in enumerate(samples):
+        ids = torch.tensor([sample.ids], device=device)
+        yield place, layers.run(number, ids, states.read(place, device))
+
+
+def said_of(store: Store, names: Sequence[str]) -> dict[str, Any]:
+    """What the parts of these names say of their matrices, together."""
     said: dict[str, Any] = {"shares": {}, "untransposed": [], "tokens": {}}
     for name in names:
         notes = store.notes(name)
         said["shares"] |= notes["shares"]
         said["untransposed"] += notes["untransposed"]
         said["tokens"] |= notes["tokens"]
-    return names, said
+    return said
 
 
 def linear_layers(network: Network) -> list[torch.nn.Module]:
@@ -79,7 +90,7 @@ def _is_untransposed(module: torch.nn.Module) -> bool:
     return isinstance(module, Conv1D)
 
 
-class _Linears:
+class Linears:
     """Sums over what the linear layers of one decoder layer see: fp32 products, summed in fp64."""
 
     def __init__(self, network: Network, layer: torch.nn.Module) -> None:
@@ -95,7 +106,7 @@ class _Linears:
         self._leader: dict[str, str] = {}  # of those that see the same: the first
         self._seen: list[tuple[str, torch.Tensor]] = []  # in this sample
 
-    def __enter__(self) -> _Linears:
+    def __enter__(self) -> Linears:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -137,7 +148,7 @@ class _Linears:
         self._tokens[name] += len(x)
 
 
-class _States:
+class States:
     """The hidden states of all samples before one layer, in a file that is renamed when whole.
 
     layer: the first one whose output is not known

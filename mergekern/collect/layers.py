@@ -7,9 +7,10 @@ layers hand on what they are given.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from mergekern.checkpoint import Checkpoint
 from mergekern.collect.network import Network
 from mergekern.errors import CollectError
 from mergekern.lazily import torch
@@ -29,7 +30,7 @@ class Layers:
     """
 
     def __init__(self, network: Network) -> None:
-        self._network = network
+        self.network = network
         self.label = type(network.model).__name__
         self.layers = _decoder_layers(network.model)
         inside = {key for layer in self.layers for key in network.parameters_of([layer])}
@@ -37,15 +38,19 @@ class Layers:
         apart = set() if head is None else set(network.parameters_of([head]))
         apart -= set(network.parameters_of([network.model.get_input_embeddings()]))
         self._body = network.model.base_model
-        self._stem = [key for key in network.keys if key not in inside | apart]
+        self.stem = [key for key in network.keys if key not in inside | apart]
         self._rest: tuple[Any, ...] | None = None  # what layers return beside hidden states
 
     def __len__(self) -> int:
         return len(self.layers)
 
-    def open(self) -> None:
-        """Load what lies outside the layers, and find out what a layer returns."""
-        self._network.load(self._stem)
+    def open(self, stem: Checkpoint | None = None) -> None:
+        """Load what lies outside the layers, and find out what a layer returns.
+
+        stem: where it comes from, if not from where the layers do
+        """
+        with nullcontext() if stem is None else self.network.reading(stem):
+            self.network.load(self.stem)
         with self.held(0):
             output = self._output(0, torch.zeros(1, 2, dtype=torch.int64), None)
         self._rest = output[1:] if isinstance(output, tuple) else None
@@ -53,12 +58,12 @@ class Layers:
     @contextmanager
     def held(self, number: int) -> Iterator[torch.nn.Module]:
         """One layer with its weights."""
-        keys = self._network.parameters_of([self.layers[number]])
-        self._network.load(keys)
+        keys = self.network.parameters_of([self.layers[number]])
+        self.network.load(keys)
         try:
             yield self.layers[number]
         finally:
-            self._network.unload(keys)
+            self.network.unload(keys)
 
     def run(self, number: int, ids: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
         """What a layer, which is held, makes of hidden states [1, tokens, width].

@@ -26,8 +26,8 @@ from mergekern.recipe import parse_source
 from mergekern.sizes import format_size
 from mergekern.version import __version__
 
-Kind = Literal["fisher", "gram"]
-KINDS: tuple[Kind, ...] = ("fisher", "gram")
+Kind = Literal["fisher", "gram", "regmean_plusplus"]
+KINDS: tuple[Kind, ...] = ("fisher", "gram", "regmean_plusplus")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Collection:
         if self.found:
             return f"{of}; already collected, nothing to do"
         if self.seconds is None:
-            most = "at the most " if self.kind == "gram" else ""
+            most = "" if self.kind == "fisher" else "at the most "
             return f"{of}; it would hold {most}{format_size(self.nbytes)}"
         return f"{of}; {format_size(self.nbytes)} in {self.seconds:.1f} s"
 
@@ -95,25 +95,31 @@ def collect(
     What is finished is not done again after a kill: layers of gram, tenths of fisher's samples.
     Raises CollectError, CheckpointError or OutputError, naming what was found and the mend.
     """
-    _check_choices(kind, labels, samples, max_length)
+    check_choices(kind, labels, samples, max_length)
+    if kind == "regmean_plusplus":
+        raise CollectError(
+            f"{kind} is collected of all models at once: mergekern.collect.collect_along()"
+        )
     began = time.monotonic()
-    with closing(_opened(model, cache)) as checkpoint, ambient.set_aside():
+    with closing(open_model(model, cache)) as checkpoint, ambient.set_aside():
         texts = read_texts(data, split)
         drawn = draw(texts, tokenizer_of(checkpoint), samples, max_length, seed)
-        network = Network(checkpoint, _device(device), _dtype(dtype))
+        network = Network(checkpoint, device_of(device), torch_dtype(dtype))
         options: dict[str, Any] = {"seed": seed, "max_length": max_length, "dtype": dtype}
         if kind == "fisher":
             options |= {"labels": labels, "embeddings": embeddings}
         path = Path(
             f"{Path(checkpoint.label).name}.{kind}.safetensors" if output is None else output
         )
-        store = Store(path.expanduser(), _question(kind, checkpoint, texts, drawn, options))
-        nbytes = _nbytes(kind, network, checkpoint, embeddings)
+        store = Store(path.expanduser(), question_of(kind, checkpoint, texts, drawn, options))
+        nbytes = nbytes_of(kind, network, checkpoint, embeddings)
         tokens = sum(len(sample.ids) for sample in drawn)
         told = Collection(kind, path, str(model), samples, tokens, nbytes, found=store.finished)
         if dry_run or told.found:
             return told
-        nbytes = _collect(kind, network, drawn, store, _device(device), quiet, options, checkpoint)
+        nbytes = _collect(
+            kind, network, drawn, store, device_of(device), quiet, options, checkpoint
+        )
         return replace(told, nbytes=nbytes, seconds=time.monotonic() - began)
 
 
@@ -143,7 +149,7 @@ def _collect(
     return store.finish(parts, {**about, **said, "version": __version__})
 
 
-def _question(
+def question_of(
     kind: Kind,
     checkpoint: Checkpoint,
     texts: Texts,
@@ -157,19 +163,19 @@ def _question(
     return {"kind": kind, "identity": identity, "data": data, "options": options}
 
 
-def _nbytes(kind: Kind, network: Network, checkpoint: Checkpoint, embeddings: bool) -> int:
+def nbytes_of(kind: Kind, network: Network, checkpoint: Checkpoint, embeddings: bool) -> int:
     if kind == "fisher":
         keys = fisher_keys(network, embeddings)
         return sum(4 * checkpoint.tensors[network.stored(key)].numel for key in keys)
-    return sum(4 * width**2 for width in map(_inputs, linear_layers(network)))
+    return sum(4 * width**2 for width in map(inputs_of, linear_layers(network)))
 
 
-def _inputs(linear: Any) -> int:
+def inputs_of(linear: Any) -> int:
     """Of a Linear, or of a Conv1D, which has no name for it."""
     return int(getattr(linear, "in_features", 0) or linear.weight.shape[0])
 
 
-def _opened(model: str | Path, cache: str | Path | None) -> Checkpoint:
+def open_model(model: str | Path, cache: str | Path | None) -> Checkpoint:
     source = parse_source(model, "model")
     lora = source.lora
     return open_checkpoint(
@@ -182,7 +188,7 @@ def _opened(model: str | Path, cache: str | Path | None) -> Checkpoint:
     )
 
 
-def _check_choices(kind: str, labels: str, samples: int, max_length: int) -> None:
+def check_choices(kind: str, labels: str, samples: int, max_length: int) -> None:
     for name, value, choices in (("kind", kind, KINDS), ("labels", labels, LABELS)):
         if value not in choices:
             raise CollectError(f"{name} is {value!r}; want one of {', '.join(choices)}")
@@ -191,11 +197,11 @@ def _check_choices(kind: str, labels: str, samples: int, max_length: int) -> Non
             raise CollectError(f"{name} is {number}; want {least} or more")
 
 
-def _dtype(name: str | None) -> torch.dtype | None:
+def torch_dtype(name: str | None) -> torch.dtype | None:
     return None if name is None else to_torch(parse_dtype(name))
 
 
-def _device(asked: str) -> str:
+def device_of(asked: str) -> str:
     """`auto` is a GPU where torch sees one. Raises CollectError for a GPU that is not here."""
     here = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if asked == "auto":
