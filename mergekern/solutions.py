@@ -20,12 +20,14 @@ import numpy as np
 
 from mergekern.arrays import HOST, Array, as_tensor, to_host
 from mergekern.backends.cpu import all_finite
+from mergekern.backends.streams import Stream
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.contents import Contents
 from mergekern.checkpoint.files import FileState, WeightFile
 from mergekern.checkpoint.placed import Placed
 from mergekern.dtypes import FLOAT64
 from mergekern.errors import MergeError, NonFiniteError
+from mergekern.lazily import torch
 from mergekern.plan import SOLVED, Equations, Input, Plan, Step
 from mergekern.spec import Regression
 from mergekern.systems import SingularError, Workers, shrunk
@@ -53,6 +55,8 @@ class Solutions:
         self._factor: tuple[Any, _Factor] | None = None
         self.label = plan.models[-1]
         self.device = checkpoints[plan.donor].device
+        for device in {each.device for each in checkpoints} - {HOST}:
+            Stream(torch.device(device), current=True).finish()  # read by another thread
         self.tensors = Contents(
             (name, TensorInfo(name, FLOAT64, step.shape, native=step.dtype))
             for name, step in self._steps.items()

@@ -392,3 +392,25 @@ def test_from_collected_files(kind: str, tmp_path: Path) -> None:
     norm = next(name for name in got if "norm" in name or "ln_1.bias" in name)
     close(got[norm], (models[0][norm].double() + models[1][norm].double()) / 2)
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_slices_pair_layers_with_their_own_matrices(tmp_path: Path) -> None:
+    """Layer 0 of one model beside layer 1 of the other."""
+    data, given = texts(tmp_path), {}
+    for seed, name in enumerate("ab"):
+        folder = speaking(tmp_path / name, "llama", seed)
+        path = tmp_path / f"{name}.gram.safetensors"
+        mergekern.collect("gram", folder, data, samples=12, device="cpu", output=path)
+        given[name] = {"model": str(folder), "statistics": str(path)}
+    pairs = [{"a": [0, 1], "b": [1, 2]}, {"a": [1, 2], "b": [0, 1]}]
+    slices = [
+        {"sources": [given[name] | {"layer_range": layers} for name, layers in pair.items()]}
+        for pair in pairs
+    ]
+    mergekern.merge({"merge_method": "regmean", "slices": slices}, tmp_path / "out")
+    a, b = (load(tmp_path / name) for name in "ab")
+    matrices = [load_file(tmp_path / f"{name}.gram.safetensors") for name in "ab"]
+    first, second = (f"model.layers.{n}.mlp.down_proj.weight" for n in (0, 1))
+    wanted = solved([a[first], b[second]], [matrices[0][first], matrices[1][second]], 0.9)
+    got = load(tmp_path / "out")[first].double()
+    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
