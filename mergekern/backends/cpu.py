@@ -22,6 +22,7 @@ from mergekern.backends.checks import (
     check_pruning,
     check_put,
     check_tile,
+    check_unified,
 )
 from mergekern.backends.formulas import spelled
 from mergekern.backends.functions import run
@@ -35,6 +36,7 @@ from mergekern.fused import (
     FusedOp,
     Pruning,
     Tile,
+    Unified,
     Window,
 )
 
@@ -223,6 +225,19 @@ class CpuBackend:
         addresses = [0 if mask is None else address(mask) for mask in masks]
         _C.prune(self._how(pruning.work), rows, odds, _inputs(tile), addresses)
         return masks
+
+    def unify(self, tile: Tile, work: DType, into: Unified) -> Findings:
+        check_tile(tile, work, HOST)
+        check_unified(tile, into, HOST)
+        found = _C.unify(
+            self._how(work),
+            _inputs(tile),
+            0 if into.out is None else address(into.out),
+            _DTYPES[into.stored],
+            [0 if mask is None else address(mask) for mask in into.masks],
+            0 if into.sums is None else address(into.sums),
+        )
+        return Findings(tuple(found.non_finite), found.overflow)
 
     def gram(self, tile: Tile, work: DType) -> np.ndarray:
         check_tile(tile, work, HOST, deltas=False)
