@@ -21,8 +21,24 @@ Ballot = Literal["weighted", "unweighted"]
 Scope = Literal["tensor", "model"]
 Ties = Literal["index", "keep"]
 Statistics = Literal["", "fisher"]
+Rescaler = Literal["paper", "code"]
+Emitted = Literal["vector", "mask", "sums"]
 Rest = Literal["base", "mean", "vocabulary"]
 Energy = Literal["", "tensor", "module", "layer", "model"]
+
+
+@dataclass(frozen=True)
+class Unify:
+    """What of a unified task vector a step writes, of the rule "unify"; see fused.Unified.
+
+    emits:  the vector, the packed mask of one expert, or the sums of all
+    stored: the vector's dtype, by its name
+    expert: whose mask, counted among those of the step
+    """
+
+    emits: Emitted
+    stored: str
+    expert: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,7 @@ class Spec:
     it; shares: the weights of a pool, once they are found.
     statistics: of each expert, made from data elsewhere, are inputs behind the experts; there is no
     base then. rest says what becomes of a tensor that has none.
+    unify: of the rule "unify", for which all else is left as it is.
     What follows from them is found out once, as all tensors with equal parameters share a spec.
     """
 
@@ -69,6 +86,7 @@ class Spec:
     shares: tuple[float, ...] = ()
     statistics: Statistics = ""
     rest: Rest = "mean"
+    unify: Unify | None = None
 
     @cached_property
     def prunes(self) -> bool:
@@ -125,7 +143,7 @@ class Spec:
     @cached_property
     def batched(self) -> bool:
         """True when small tensors may be merged together, by one call."""
-        return self.function is None
+        return self.function is None and self.unify is None
 
     @cached_property
     def one_pass(self) -> bool:
@@ -162,7 +180,8 @@ class Spec:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         function = None if self.function is None else self.function.to_dict()
-        return asdict(replace(self, function=None)) | {"function": function}
+        plain = asdict(replace(self, function=None)) | {"function": function}
+        return plain if self.unify else {k: v for k, v in plain.items() if k != "unify"}
 
 
 AS_IS = Spec("linear_combination", (1.0,))  # one model's tensor, unchanged

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +21,7 @@ from mergekern.backends.checks import (
     check_tile,
     check_unified,
 )
+from mergekern.backends.cores import available_cores
 from mergekern.backends.formulas import spelled
 from mergekern.backends.functions import run
 from mergekern.backends.rooms import rooms_for
@@ -47,21 +45,6 @@ _DTYPES = {
     BFLOAT16: _C.DType.bf16,
 }
 _PLAIN = ExpertScalars(index=0, coef=1.0)
-
-
-def available_cores() -> int:
-    """The cores this process may use: its affinity mask, less what its control group withholds."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, _cgroup_cores())))
-
-
-def _cgroup_cores() -> float:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return math.inf if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return math.inf
 
 
 class CpuBackend:
