@@ -17,7 +17,7 @@ pieces tiles backends keys counting doubts sampling walking speculation trimming
 statistics pools onepass spill arena machine crew scratch budget table units extents cargo stream
 coverage sources shared unifying
 journal blockfile output destination findings settling trialpass batches member run
-engine small into inmemory folders staging jobs container many dropin api flags terminal
+engine small into inmemory folders staging jobs flags terminal container many dropin api
 collect evaluate suite demo manual cli
 """
 ORDER = ABOVE_TO_BELOW.split()

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mergekern.checkpoint.base import Checkpoint
 from mergekern.checkpoint.files import read_regular
@@ -45,18 +45,24 @@ class Base(_Plain):
         return f"{model}" if lora is None else f"{model}+{lora}"
 
 
+class Rescalers(_Plain):
+    """Of one task, by every way to find them; see container.rescalers."""
+
+    paper: float
+    code: float
+
+
 class Task(_Plain):
     """One of the models.
 
     model:     as the recipe named it
-    rescalers: by every way to find them
     names:     of its tensors, where they are not the base's: the base's name -> its own
     own:       tensors that are kept as they are; all others of its folder are masks
     files:     of its folder, name -> sha256 of the header
     """
 
     model: str
-    rescalers: dict[str, float]
+    rescalers: Rescalers
     names: dict[str, str]
     own: tuple[str, ...]
     files: dict[str, str]
@@ -74,9 +80,9 @@ class Manifest(_Plain):
     version: Literal[1]
     base: Base | None
     identity: str
-    rescaler: str
+    rescaler: Literal["paper", "code"]
     unified: dict[str, str]
-    tasks: dict[str, Task]
+    tasks: dict[str, Task] = Field(min_length=1)
 
     @property
     def text(self) -> str:

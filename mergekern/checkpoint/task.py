@@ -35,7 +35,7 @@ from mergekern.dtypes import UINT8, DType, work_dtype
 from mergekern.errors import CheckpointError
 from mergekern.packed import add_marked, packed_shape, read_packed
 
-STRETCH = 1 << 18  # elements at a time: what a reader takes besides the buffer it fills
+STRETCH = 1 << 17  # elements at a time: what a reader takes besides the buffer it fills
 OWN = "task/"  # what files of the task's folder are called; those of the others: by their part
 
 
@@ -185,7 +185,7 @@ def open_task(
                 f"{folder}: was merged with another base than {named} is now: give that one by "
                 "--base"
             )
-        rescaler = found.rescalers[manifest.rescaler]
+        rescaler: float = getattr(found.rescalers, manifest.rescaler)
         file = WeightFile(folder / MANIFEST, MANIFEST)
         stack.callback(file.close)
         made = TaskCheckpoint(label, model, unified, own, file, found, rescaler)

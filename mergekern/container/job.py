@@ -133,7 +133,7 @@ class ContainerJob:
         tasks = {
             name: Task(
                 model=source.label,
-                rescalers=dict(of),
+                rescalers=of,
                 names=dict(self.plan.names[name]),
                 own=tuple(step.name for step in plan.steps if step.records is None),
                 files=_headers(plan),
@@ -147,7 +147,7 @@ class ContainerJob:
             version=1,
             base=base_of_source(self.recipe.base),
             identity=identity_of(self.checkpoints[self.plan.unified.base]),
-            rescaler=str(self.recipe.parameters["rescaler"]),
+            rescaler=self.recipe.parameters["rescaler"],
             unified=_headers(self.plan.unified),
             tasks=tasks,
         )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from mergekern.arrays import to_host
 from mergekern.checkpoint.base import Checkpoint
+from mergekern.checkpoint.container import Rescalers
 from mergekern.plan import Plan
 
 
-def rescalers(plan: Plan, sums: Checkpoint, experts: int) -> list[Mapping[str, float]]:
+def rescalers(plan: Plan, sums: Checkpoint, experts: int) -> list[Rescalers]:
     """Of each expert, sum |tau| / sum |M tau_uni|, by every way to sum.
 
     paper: over all elements of the model
@@ -31,7 +30,7 @@ def rescalers(plan: Plan, sums: Checkpoint, experts: int) -> list[Mapping[str, f
         whole[chosen] += total
         means[chosen] += total / step.numel
     return [
-        {"paper": _ratio(*whole[expert]), "code": _ratio(*means[expert])}
+        Rescalers(paper=_ratio(*whole[expert]), code=_ratio(*means[expert]))
         for expert in range(experts)
     ]
 
