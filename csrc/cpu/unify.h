@@ -84,8 +84,15 @@ class Unifying {
     Work* stored = scratch_[5];  // in its own dtype, which may be twice as wide
     if (!round_block(unified, stored, u_.stored, 0, n)) found->overflow = true;
     widen_block(stored, u_.stored, 0, unified, n);
-    if (u_.out) round_block(unified, u_.out, u_.stored, at, n);
-    for (int k = 0; k < t_.count; ++k) tell(k, at, n, unified);
+    if (u_.out) {
+      with_type(u_.stored, [&](auto type) {
+        constexpr int64_t size = sizeof(type);
+        __builtin_memcpy(static_cast<uint8_t*>(u_.out) + at * size, stored, n * size);
+      });
+    }
+    for (int k = 0; k < t_.count; ++k) {
+      if (u_.masks[k] || u_.sums) tell(k, at, n, unified);
+    }
   }
 
   // What is to be known of one expert: where it agrees, and its sums
