@@ -6,8 +6,9 @@ fits the base's; where it does not fit, it is the task's own, and stays as it is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from mergekern.backends import CHUNK
@@ -35,6 +36,7 @@ class ContainerPlan:
 
     tasks:  by name, in the order of the recipe's models
     names:  of each task's tensors, where they are not the base's: the base's name -> its own
+    input_bytes: what one pass over all inputs reads
     memory: the engine's estimate, where one was made
     """
 
@@ -42,6 +44,7 @@ class ContainerPlan:
     tasks: Mapping[str, Plan]
     sums: Plan
     names: Mapping[str, Mapping[str, str]]
+    input_bytes: int
     notes: tuple[str, ...] = ()
     memory: Any = field(default=None, compare=False)
 
@@ -53,13 +56,6 @@ class ContainerPlan:
         """The plans by the folder that each one writes, below the container's own."""
         tasks = {f"{TASKS}/{name}": plan for name, plan in self.tasks.items()}
         return {UNIFIED: self.unified, **tasks, SUMS: self.sums}
-
-    @property
-    def input_bytes(self) -> int:
-        """What one pass over all inputs reads."""
-        own = (s for plan in self.tasks.values() for s in plan.steps if s.records is None)
-        # A task's plan counts what its masks read, which is counted once for all of them.
-        return self.unified.input_bytes + sum(step.nbytes for step in own)
 
     @property
     def output_bytes(self) -> int:
@@ -80,9 +76,12 @@ def container_plan(
     sorter.sort()
     notes = (*recipe.notes, *(note for c in checkpoints for note in c.notes), *sorter.notes)
 
+    def nbytes(steps: Iterable[Step]) -> int:
+        read = {given for step in steps for given in step.inputs}
+        return sum(checkpoints[given.model].tensors[given.name].nbytes for given in read)
+
     def made(steps: Sequence[Step], dropped: Sequence[Dropped] = ()) -> Plan:
         stored = [TensorInfo(s.name, s.dtype, s.stored_shape) for s in steps]
-        read = {given for step in steps for given in step.inputs}
         return Plan(
             method=recipe.method.name,
             parameters=recipe.parameters,
@@ -97,7 +96,7 @@ def container_plan(
             aliases={},
             config=None,
             dropped=tuple(dropped),
-            input_bytes=sum(checkpoints[g.model].tensors[g.name].nbytes for g in read),
+            input_bytes=nbytes(steps),
             notes=notes,
         )
 
@@ -107,6 +106,7 @@ def container_plan(
         tasks={name: made(steps) for name, (_, steps) in tasks.items()},
         sums=made(sorter.sums),
         names={name: sorter.own_names(model) for name, (model, _) in tasks.items()},
+        input_bytes=nbytes(chain(sorter.unified, *sorter.tasks.values())),
         notes=notes,
     )
 

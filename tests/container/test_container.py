@@ -103,6 +103,7 @@ def test_what_does_not_fit_the_base_is_the_tasks_own(tmp_path: Path) -> None:
         )
     )
     for line in (
+        "reads       44.7 KB",
         "2 unified, 2 own of one, 2 own of two, 2 left out",
         f"own of two  embed: has shape [53, 30], {tmp_path / 'base'} has [50, 30]",
         f"head: the base {tmp_path / 'base'} lacks it",
@@ -150,6 +151,7 @@ def test_models_load_as_they_did(tmp_path: Path) -> None:
             tmp_path / "out" / task, output_loading_info=True
         )
         assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert load(tmp_path / "out" / task).keys() == load(tmp_path / task).keys()
         want = AutoModelForSequenceClassification.from_pretrained(tmp_path / task)
         assert torch.equal(model.classifier.weight, want.classifier.weight)
         assert model.config.num_labels == labels
