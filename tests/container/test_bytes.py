@@ -136,7 +136,13 @@ def test_kill_at_any_moment(
     count = int(killed(models, tmp_path, "emr", [0]))
     assert hashes(tmp_path / "0") == hashes(whole)
     choose = random.Random(0)
-    points = [1, 2, *choose.sample(range(3, count - 40), 8), *range(count - 40, count, 4), count]
+    points = [
+        1,
+        2,
+        *choose.sample(range(3, count - 40), 5),
+        *range(count - 40, count, 8),
+        count - 3,
+    ]
     killed(models, tmp_path, "emr", points)
     resumed = 0
     for point in points:
