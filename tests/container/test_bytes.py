@@ -6,15 +6,17 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from devices import DEVICES
 from folders import Watch, buffers, hashes, load, merge
 from killing import killed
 from safetensors import safe_open
 
 import mergekern
-from mergekern import engine, stream
+from mergekern import api, engine, stream
 from mergekern.backends import cpu
 from mergekern.backends.masks import unpacked
 from mergekern.checkpoint.container import MANIFEST
@@ -66,6 +68,15 @@ def test_threads_and_backends_do_not_change_a_byte(
     assert hashes(tmp_path / "c") == hashes(whole)
     mergekern.materialise(whole, tmp_path / "out", task="expert1", **options)  # type: ignore[arg-type]
     assert hashes(tmp_path / "out") == hashes(taken)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda backend: type(backend).__name__)
+def test_devices_do_not_change_a_byte(
+    models: list[Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: Any
+) -> None:
+    monkeypatch.setattr(api, "get_backend", lambda *_, **__: device)
+    merge(models, tmp_path / "out", "emr")
+    assert hashes(tmp_path / "out") == hashes(whole)
 
 
 @pytest.mark.parametrize("isa", cpu.instruction_sets())
