@@ -23,7 +23,7 @@ import machine
 from rows import Row, markdown, show
 from settings import Settings
 
-from mergekern.backends.cpu import available_cores
+from mergekern.backends.cores import available_cores
 
 PARTS = (
     *("fused", "exact", "selection", "dare", "mergekit"),

@@ -8,7 +8,8 @@ import platform
 import subprocess
 from pathlib import Path
 
-from mergekern.backends.cpu import available_cores, instruction_sets
+from mergekern.backends.cores import available_cores
+from mergekern.backends.cpu import instruction_sets
 
 PACKAGES = ("mergekern", "torch", "numpy", "safetensors")
 

@@ -21,7 +21,8 @@ from data import base_and_experts, on_huge_pages
 from floor import floor_seconds
 
 from mergekern.backends import Bracket
-from mergekern.backends.cpu import CpuBackend, available_cores
+from mergekern.backends.cores import available_cores
+from mergekern.backends.cpu import CpuBackend
 from mergekern.backends.reference import ReferenceBackend
 from mergekern.backends.thinned import magnitude_bits
 from mergekern.dtypes import FLOAT32

@@ -191,6 +191,13 @@ void bind_operations(py::module_& m) {
   released(m, "elementwise",
            [](const How& how, const Elementwise& f, const Inputs& inputs, uintptr_t out,
               DType dtype) { return elementwise(how, f, inputs.tile, pointer<void>(out), dtype); });
+  released(m, "unify",
+           [](const How& how, const Inputs& inputs, uintptr_t out, DType stored,
+              const std::vector<uintptr_t>& masks, uintptr_t sums) {
+             const std::vector<uint8_t*> taken = pointers<uint8_t>(masks);
+             const Unify u{pointer<void>(out), stored, taken.data(), pointer<double>(sums)};
+             return unify(how, u, inputs.tile);
+           });
   released(m, "overlaps", [](const How& how, const Inputs& inputs, double epsilon) {
     return overlaps(how, inputs.tile, epsilon);
   });
@@ -309,6 +316,22 @@ void bind_systems(py::module_& m) {
            });
 }
 
+void bind_packed(py::module_& m) {
+  released(m, "add_marked",
+           [](const std::string& isa, bool wide, uintptr_t base, DType base_dtype, uintptr_t delta,
+              DType delta_dtype, uintptr_t packed, int64_t first, double scale, int64_t n,
+              uintptr_t out) {
+             const Marked x{pointer<void>(base),
+                            base_dtype,
+                            pointer<void>(delta),
+                            delta_dtype,
+                            pointer<uint8_t>(packed),
+                            first,
+                            scale};
+             loops(isa.c_str()).add_marked(x, wide, 0, n, pointer<void>(out));
+           });
+}
+
 void bind_elementary(py::module_& m) {
   released(m, "exp", [](const std::string& isa, uintptr_t x, int64_t n, uintptr_t out) {
     loops(isa.c_str()).exp(pointer<double>(x), n, pointer<double>(out));
@@ -335,6 +358,7 @@ PYBIND11_MODULE(_C, m) {
   bind_operations(m);
   bind_lowrank(m);
   bind_systems(m);
+  bind_packed(m);
   bind_elementary(m);
   m.def("fuse_batch", &run_batch);
   m.def("instruction_sets", &names_of_instruction_sets);

@@ -110,6 +110,22 @@ class Found:
 
 def fuse(how: How, op: FusedOp, inputs: Inputs, out: int, out_dtype: DType) -> Found: ...
 def elementwise(how: How, f: Elementwise, inputs: Inputs, out: int, out_dtype: DType) -> Found: ...
+def unify(
+    how: How, inputs: Inputs, out: int, stored: DType, masks: list[int], sums: int
+) -> Found: ...
+def add_marked(
+    isa: str,
+    wide: bool,
+    base: int,
+    base_dtype: DType,
+    delta: int,
+    delta_dtype: DType,
+    packed: int,
+    first: int,
+    scale: float,
+    n: int,
+    out: int,
+) -> None: ...
 def overlaps(how: How, inputs: Inputs, epsilon: float) -> list[int]: ...
 def speculate(
     how: How,

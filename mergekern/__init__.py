@@ -9,8 +9,10 @@ from mergekern.collector import collector_paused
 
 with collector_paused():  # what is imported stays: looking through it takes a tenth of a second
     from mergekern.api import merge, merge_many, methods, plan, plan_many
+    from mergekern.container.materialise import materialise
+    from mergekern.container.plans import ContainerPlan
+    from mergekern.done import MergeReport
     from mergekern.errors import MergeError
-    from mergekern.jobs import MergeReport
     from mergekern.many import Plans
     from mergekern.methods import Doc, method
     from mergekern.plan import Plan
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from mergekern.evaluate.run import evaluate
 
 __all__ = [
+    "ContainerPlan",
     "Doc",
     "MergeError",
     "MergeReport",
@@ -31,6 +34,7 @@ __all__ = [
     "__version__",
     "collect",
     "evaluate",
+    "materialise",
     "merge",
     "merge_many",
     "method",

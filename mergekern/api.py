@@ -10,9 +10,12 @@ from typing import Any
 from mergekern import dropin, engine
 from mergekern.backends import Backend
 from mergekern.backends.choose import HOST, check_choice, get_backend
+from mergekern.container.job import merge_container, plan_container
+from mergekern.container.plans import ContainerPlan
+from mergekern.done import MergeReport
 from mergekern.errors import CheckpointError, OutputError
 from mergekern.folders import output_path
-from mergekern.jobs import Job, MergeReport, ready, run
+from mergekern.jobs import Job, ready, run
 from mergekern.lazily import torch
 from mergekern.many import Plans, output_folders, plans_of, read_recipes
 from mergekern.methods import Method, all_methods
@@ -111,6 +114,10 @@ def merge(
     )
     done: list[Any] = []
     for merge in merges:
+        if merge.recipe.method.container:
+            chosen = get_backend(backend, threads, device=device, max_device_memory=room)
+            done.append(merge_container(merge.recipe, merge.folder, how, chosen, limit, progress))
+            continue
         with ready([merge.recipe], [merge.folder], how) as jobs:
             chosen = _backend(jobs, backend, device, threads, room)
             done += run(jobs, chosen, limit, progress, out)
@@ -136,11 +143,12 @@ def plan(
     max_memory: int | str | None = None,
     max_shard_size: int | str = "5GB",
     **parameters: Any,
-) -> Plan | StagePlans:
+) -> Plan | ContainerPlan | StagePlans:
     """What merge() with these arguments would read, write, hold and leave out; reads headers only.
 
-    A Plan, whose str() is a table; of a recipe of several documents StagePlans, with a Plan for
-    every stage whose inputs are there. Raises what merge() would raise before its first byte.
+    A Plan, whose str() is a table; for `emr` a ContainerPlan; of a recipe of several documents
+    StagePlans, with one for every stage whose inputs are there. Raises what merge() would raise
+    before its first byte.
     """
     limit = _size(max_memory, "max_memory")
     folder = None if output is None else output_path(output)
@@ -259,10 +267,12 @@ def methods() -> tuple[Method, ...]:
     return all_methods()
 
 
-def _planned(merge: StagedMerge, options: Options, limit: int | None) -> Plan:
+def _planned(merge: StagedMerge, options: Options, limit: int | None) -> Plan | ContainerPlan:
+    if merge.recipe.method.container:
+        return plan_container(merge.recipe, merge.folder, options, limit)
     with ready([merge.recipe], [merge.folder], options) as (job,):
         job.check_folder()
-        return replace(job.plan, memory=engine.memory_estimate([job.plan], limit))
+        return job.planned(limit)
 
 
 def _backend(

@@ -147,14 +147,14 @@ class _Outputs:
 
 def _outputs(plans: Sequence[Plan]) -> _Outputs:
     names, numel, rows = rows_of(plans)
-    outputs, written = np.zeros((2, len(names)), np.int64)
+    outputs, written = np.zeros(len(names), np.int64), np.zeros(len(names))
     widest, whole = np.ones(len(names), np.int64), np.zeros(len(names), bool)
     for plan, row in zip(plans, rows, strict=True):
         kinds = plan.columns.of_kinds(plan.steps)
         width = column([(s.dtype if s.action == "copy" else s.work).itemsize for s in kinds])
         first = [s.spec is not None and s.spec.whole_tensor for s in kinds]
         outputs[row] += 1
-        written[row] += plan.columns.itemsize
+        written[row] += plan.columns.itemsize / plan.columns.per
         widest[row] = np.maximum(widest[row], width[plan.columns.kind])
         whole[row] |= np.array(first, bool)[plan.columns.kind]
     align = alignments(plans, rows, len(names))

@@ -35,8 +35,10 @@ class Cargo:
     def out(self, piece: int) -> np.ndarray:
         """Where a piece's output belongs, flat, in its dtype."""
         dtype = self._target.steps[int(self.pieces.row[piece])].dtype
-        length = int(self.pieces.stop[piece] - self.pieces.start[piece]) * dtype.itemsize
-        return self._view(int(self._share.outs[piece]), length).view(dtype)
+        begin, end = self._target.places(
+            self.pieces.row[piece], self.pieces.start[piece], self.pieces.stop[piece]
+        )
+        return self._view(int(self._share.outs[piece]), int(end - begin)).view(dtype)
 
     def inputs(self, chosen: np.ndarray) -> np.ndarray:
         """Addresses of the inputs of some pieces, a column each, the base first; 0 for none."""

@@ -1,4 +1,4 @@
-"""The command line: mergekern merge | plan | methods | collect | evaluate | suite | env | demo."""
+"""The command line: mergekern merge | materialise | plan | methods | collect | evaluate | …"""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 from mergekern import api, dropin
 from mergekern.collect.command import collect_command
+from mergekern.container.command import materialise_command
 from mergekern.errors import RecipeError
 from mergekern.evaluate.command import environments, evaluate_command
 from mergekern.flags import (
@@ -188,6 +189,7 @@ def demo_command(
         run_demo(output=output, cache=cache, threads=threads)
 
 
+app.command("materialise")(materialise_command)
 app.command("collect")(collect_command)
 app.command("evaluate")(evaluate_command)
 app.command("suite")(suite_command)

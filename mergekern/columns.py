@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 class Columns:
     """An entry for every step, in their order.
 
-    numel, itemsize: of the output;  shard, offset: where its first byte lies
+    numel:  elements that are merged;  per: how many of them a record of the output stands for, 1
+            where they are stored as they are;  itemsize: bytes of a record
+    shard, offset: where the first byte of the output lies
     kind:   counted from 0, equal for steps that differ in nothing but their names and shapes
     read:   of each of the plan's models, the names of the tensors that any step reads
     inputs: [steps, 1 + experts]: places in `read`, one model's behind the other's; the base first,
@@ -27,6 +29,7 @@ class Columns:
     """
 
     numel: np.ndarray
+    per: np.ndarray
     itemsize: np.ndarray
     shard: np.ndarray
     offset: np.ndarray
@@ -65,7 +68,8 @@ def columns_of(steps: Sequence[Step], shards: Sequence[Shard], models: int) -> C
     read, inputs = _inputs(steps, models)
     return Columns(
         numel=column([step.numel for step in steps]),
-        itemsize=column([step.dtype.itemsize for step in steps]),
+        per=column([step.record[0] for step in steps]),
+        itemsize=column([step.record[1] for step in steps]),
         shard=column([shard_of[name] for name in names]),
         offset=column([offsets[name] for name in names]),
         kind=column(kind),

@@ -184,28 +184,33 @@ def _beyond(covered: Coverage, target: Target, whole: np.ndarray) -> Ranges:
     if not covered.nbytes:
         return all_of(target.numel)
     ranges = []
-    for row in np.flatnonzero(target.numel).tolist():
-        begin, size = int(target.offset[row]), int(target.itemsize[row])
-        numel = int(target.numel[row])
+    rows = np.flatnonzero(target.numel)
+    places = target.places(rows, np.zeros_like(rows), target.numel[rows])
+    for row, begin, end in zip(*(column.tolist() for column in (rows, *places)), strict=True):
+        numel, size, per = (int(x[row]) for x in (target.numel, target.itemsize, target.per))
         file = target.plan.shards[int(target.shard[row])].file
-        missing = covered.missing(file, begin, begin + numel * size)
+        missing = covered.missing(file, begin, end)
         if missing and whole[row]:
             ranges.append((row, 0, numel))
         else:
             align = int(target.align[row])
-            ranges += [(row, *found) for found in _widened(missing, size, numel, align)]
+            found = _widened(missing, size, per, numel, align)
+            ranges += [(row, *each) for each in found]
     columns = np.array(ranges, np.int64).reshape(-1, 3).T
     return Ranges(*columns)
 
 
 def _widened(
-    missing: list[tuple[int, int]], itemsize: int, numel: int, align: int
+    missing: list[tuple[int, int]], itemsize: int, per: int, numel: int, align: int
 ) -> list[tuple[int, int]]:
-    """Byte ranges of an output tensor as ranges of elements that tiles can begin at."""
+    """Byte ranges of an output tensor as ranges of elements that tiles can begin at.
+
+    itemsize: bytes of a record;  per: how many elements it stands for
+    """
     found: list[tuple[int, int]] = []
     for first, last in missing:
-        start = first // itemsize // align * align
-        stop = min(numel, -(-last // (itemsize * align)) * align)
+        start = first // itemsize * per // align * align
+        stop = min(numel, -(-(-(-last // itemsize) * per) // align) * align)
         if found and start <= found[-1][1]:
             start = found.pop()[0]
         found.append((start, stop))

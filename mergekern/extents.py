@@ -154,7 +154,7 @@ def _extents(
 def _shared(target: Target, pieces: Pieces, begin: np.ndarray) -> np.ndarray:
     """True for copies that lie alike in input and output: they are written from where they are."""
     row = pieces.row
-    offset = target.offset[row] + pieces.start * target.itemsize[row]
+    offset, _ = target.places(row, pieces.start, pieces.stop)
     alike = (begin - offset) % BLOCK == 0
     aligned = begin % target.itemsize[row] == 0  # a copy's bytes are as wide as its input's
     found: np.ndarray = target.copied[row] & (target.file[row, 1] >= 0) & alike & aligned
@@ -166,10 +166,10 @@ def _outputs(
 ) -> tuple[np.ndarray, tuple[Span, ...], int]:
     """Where outputs lie: in memory behind `used` (`placed`, unless that is -1), and in shards."""
     row = pieces.row
-    at = target.offset[row] + pieces.start * target.itemsize[row]
+    at, behind = target.places(row, pieces.start, pieces.stop)
     order = np.lexsort((at, target.shard[row]))
     row, offset = row[order], at[order]
-    shard, size = target.shard[row], pieces.numel[order] * target.itemsize[row]
+    shard, size = target.shard[row], (behind - at)[order]
     place, known = placed[order], placed[order] >= 0
     new = np.ones(len(row), bool)
     new[1:] = (shard[1:] != shard[:-1]) | (offset[1:] != (offset + size)[:-1])

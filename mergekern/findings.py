@@ -10,7 +10,7 @@ import numpy as np
 from mergekern.arrays import Array, same_bytes
 from mergekern.backends.cpu import all_finite
 from mergekern.checkpoint.base import Checkpoint
-from mergekern.dtypes import BFLOAT16, DISCRETE, dtype_name
+from mergekern.dtypes import BFLOAT16, DISCRETE, dtype_name, parse_dtype
 from mergekern.errors import MismatchError, NonFiniteError
 from mergekern.fused import Findings, Tile
 from mergekern.plan import Plan, Step
@@ -35,12 +35,14 @@ def check_findings(
             f"repair the model or leave it out"
         )
     if found.overflow:
-        wider = "float32" if step.dtype == BFLOAT16 else "bfloat16 or float32"
+        unify = None if step.spec is None else step.spec.unify
+        dtype = step.dtype if unify is None else parse_dtype(unify.stored)
+        wider = "float32" if dtype == BFLOAT16 else "bfloat16 or float32"
         is_function = step.spec is not None and step.spec.rule == "function"
         what = "NaN or too large" if is_function else "too large"
-        most = float(ml_dtypes.finfo(step.dtype).max)
+        most = float(ml_dtypes.finfo(dtype).max)
         raise NonFiniteError(
-            f"{step.name}: the result is {what} for {dtype_name(step.dtype)}, which holds "
+            f"{step.name}: the result is {what} for {dtype_name(dtype)}, which holds "
             f"{most:.6g} at the most: set out_dtype to {wider}, or lower "
             f"the weights"
         )

@@ -195,7 +195,7 @@ class Fitting:
             (only,) = own.values()
             if only.dtype == dtype or only.dtype not in MERGEABLE:
                 return _copy(name, own, note)
-        self._check_mergeable(name, fit)
+        self.check_mergeable(name, fit)
         based = members.deltas and spec is not AS_IS and not spec.statistics
         statistics: tuple[Input, ...] = ()
         if spec.statistics:
@@ -256,7 +256,8 @@ class Fitting:
         lent = (model for model in output.lent if model in fit)
         return "; ".join(f"{self.labels[model]} gives {fit[model].name}" for model in lent)
 
-    def _check_mergeable(self, name: str, fit: Held) -> None:
+    def check_mergeable(self, name: str, fit: Held) -> None:
+        """Raise MismatchError for floats of a kind that does not merge."""
         for model, info in fit.items():
             if info.dtype not in MERGEABLE:
                 raise MismatchError(

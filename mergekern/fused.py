@@ -22,7 +22,8 @@ and rounding every product and sum,
 
 with var(d) = (sum_k (d_k - (sum_k d_k) / K)^2) / K of the deltas as they are, masked or not.
 `linear_combination` computes out = (sum_k coef_k x_k) / divisor, without a base, and `function`
-what a function over tensors makes of them; see function.py.
+what a function over tensors makes of them; see function.py. `unify` writes more than one tensor:
+Backend.unify() runs it, see Unified.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from mergekern.arrays import Array, as_tensor
 from mergekern.dtypes import FLOAT32, DType
 from mergekern.function import Found, Function
 
-Rule = Literal["task_vector", "linear_combination", "function"]
+Rule = Literal["task_vector", "linear_combination", "function", "unify"]
 Elect = Literal["none", "any", "mass", "count"]
 Combine = Literal["sum", "mean", "max"]
 TrimBy = Literal["magnitude", "variance"]
@@ -213,6 +214,28 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.outs)
+
+
+@dataclass(frozen=True)
+class Unified:
+    """Where a pass writes the task vector that stands for many, and what goes with it. None is not
+    asked for.
+
+        s    = sum_k d_k
+        u    = the d_k of largest magnitude among those with the sign of s, 0 where s is
+        out  = u, rounded to `stored`; below it is out that counts
+        bit i of mask_k is set where d_k and out have one sign, and neither is 0
+        sums = sum |d_k|, sum |out| where mask_k is set; for each CHUNK elements
+
+    out:   [n] in `stored`
+    masks: for each expert uint8 [ceil(n / 8)], packed as a tile's are
+    sums:  fp64, flat: [chunks, experts, 2]; blocks of BLOCK elements are added in order
+    """
+
+    stored: DType
+    out: Array | None
+    masks: tuple[Array | None, ...]
+    sums: Array | None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from mergekern.backends import Backend
 from mergekern.backends.cpu import CpuBackend
 from mergekern.checkpoint import Checkpoint, open_checkpoint
 from mergekern.checkpoint.sidefiles import tokenizer_files, write_side_files
+from mergekern.done import MergeReport
 from mergekern.errors import RecipeError
 from mergekern.folders import check_apart, check_output
 from mergekern.informed import check_statistics
@@ -21,56 +22,14 @@ from mergekern.inmemory import merge_in_memory
 from mergekern.lazily import is_module, torch
 from mergekern.lock import LOCK, check_unchanged, lock
 from mergekern.options import Options
-from mergekern.plan import Dropped, Plan
+from mergekern.plan import Plan
 from mergekern.planner import build_plan
 from mergekern.progress import Progress, Silent
 from mergekern.recipe import Recipe, Source
 from mergekern.remembered import plan_in_memory
-from mergekern.report import group_dropped
-from mergekern.sizes import format_size
 from mergekern.solutions import with_solutions
 from mergekern.systems import Workers
 from mergekern.tokenizer import Alignment, Models, align, truncate
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """What a merge into a folder did; str() tells it.
-
-    merged, copied: output tensors; dropped: input tensors that nothing was made of
-    resumed:        some of it was found finished, from a call before this one
-    notes:          what was asked for and had no effect, and what the folder lacks
-    stages:         the merges that this one has read, of a recipe of several documents
-    """
-
-    output: Path
-    tensors: int
-    bytes_read: int
-    bytes_written: int
-    seconds: float
-    merged: tuple[str, ...]
-    copied: tuple[str, ...]
-    dropped: tuple[Dropped, ...]
-    resumed: bool
-    notes: tuple[str, ...]
-    stages: tuple[MergeReport, ...] = ()
-
-    def __str__(self) -> str:
-        if self.stages:
-            folder = self.stages[0].output.parent
-            done = "\n".join(map(str, (*self.stages, replace(self, stages=()))))
-            return f"{done}\nnote: {self.output} is whole without the stages in {folder}"
-        rate = (self.bytes_read + self.bytes_written) / max(self.seconds, 1e-9)
-        first = (
-            f"{self.output}: {len(self.merged)} tensors merged, {len(self.copied)} copied, "
-            f"{len(self.dropped)} left out{', resumed' if self.resumed else ''}; "
-            f"{format_size(self.bytes_read)} read, {format_size(self.bytes_written)} written "
-            f"in {self.seconds:.1f} s ({format_size(rate)}/s)"
-        )
-        if self.resumed and not self.bytes_read and not self.bytes_written:
-            first = f"{self.output}: already merged, {self.tensors} tensors; nothing to do"
-        left_out = [f"left out: {line}" for line in group_dropped(self.dropped)]
-        return "\n".join([first, *left_out, *(f"note: {note}" for note in self.notes)])
 
 
 @dataclass(frozen=True)
@@ -107,6 +66,10 @@ class Job:
             instead = {**dict.fromkeys(tokenizer_files(donor)), **instead}
         write_side_files(donor, folder, self.plan.out_dtype, self.plan.config, instead)
 
+    def planned(self, max_memory: int | None) -> Plan:
+        """The plan with the engine's estimate."""
+        return replace(self.plan, memory=engine.memory_estimate([self.plan], max_memory))
+
     def report(self, summary: engine.RunSummary) -> MergeReport:
         """What was done, once the folder is finished."""
         assert self.output is not None
@@ -134,33 +97,21 @@ def ready(
     outputs: Sequence[Path | None],
     options: Options,
 ) -> Iterator[list[Job]]:
-    """The jobs of some recipes, in order. A model that several of them name is opened once.
+    """The jobs of some recipes, in order.
 
     Reads headers only, and raises what can be known from them before the first merge begins.
     """
     check_apart(output for output in outputs if output is not None)
-    with ExitStack() as stack:
-        opened: dict[Hashable, tuple[Source, Checkpoint]] = {}
-        for recipe in recipes:
-            for source in recipe.sources:
-                if _identity(source) not in opened:
-                    lora = source.lora
-                    checkpoint = open_checkpoint(
-                        source.where,
-                        revision=source.revision,
-                        label=source.label,
-                        lora=None if lora is None else lora.where,
-                        lora_revision=None if lora is None else lora.revision,
-                        cache=options.cache,
-                    )
-                    stack.callback(checkpoint.close)
-                    opened[_identity(source)] = source, checkpoint
+    for method in (recipe.method for recipe in recipes):
+        if method.container:
+            raise RecipeError(
+                f"{method.name} writes a container of several models: merge it by itself, into a "
+                "folder, and go on with the models that `mergekern materialise` takes out of it"
+            )
+    with opened(recipes, outputs, options) as every:
         jobs = []
         known: dict[Hashable, Alignment] = {}
-        for recipe, output in zip(recipes, outputs, strict=True):
-            if output is not None:
-                check_output(opened.values(), output)
-            checkpoints = [opened[_identity(source)][1] for source in recipe.sources]
+        for recipe, output, checkpoints in zip(recipes, outputs, every, strict=True):
             models = checkpoints[: len(recipe.models)]
             notes = check_statistics(recipe, checkpoints)
             aligned = _aligned(recipe, models, options.truncate_embeddings, known)
@@ -172,6 +123,37 @@ def ready(
                 plan = build_plan(told, given, options, share=False)
             jobs.append(Job(recipe, plan, given, options, output, aligned.files))
         yield jobs
+
+
+@contextmanager
+def opened(
+    recipes: Sequence[Recipe], outputs: Sequence[Path | None], options: Options
+) -> Iterator[list[list[Checkpoint]]]:
+    """The checkpoints of every recipe's sources. A model that several of them name is opened once.
+
+    Raises OutputError for outputs that would spoil an input.
+    """
+    with ExitStack() as stack:
+        found: dict[Hashable, tuple[Source, Checkpoint]] = {}
+        for recipe in recipes:
+            for source in recipe.sources:
+                if _identity(source) not in found:
+                    lora = source.lora
+                    checkpoint = open_checkpoint(
+                        source.where,
+                        revision=source.revision,
+                        label=source.label,
+                        lora=None if lora is None else lora.where,
+                        lora_revision=None if lora is None else lora.revision,
+                        cache=options.cache,
+                        base=options.base,
+                    )
+                    stack.callback(checkpoint.close)
+                    found[_identity(source)] = source, checkpoint
+        for output in outputs:
+            if output is not None:
+                check_output(found.values(), output)
+        yield [[found[_identity(source)][1] for source in r.sources] for r in recipes]
 
 
 def run(

@@ -28,6 +28,7 @@ from mergekern.stream import CHUNK, Flight, Pipeline
 from mergekern.table import Target
 from mergekern.trialpass import TrialPass
 from mergekern.trimming import Windows
+from mergekern.unifying import Unifier
 from mergekern.units import Cutter, Ranges, all_of
 
 
@@ -35,7 +36,13 @@ class Member:
     """Open it, ask what is missing, let it take flights, conclude, finish; close it in any case."""
 
     def __init__(
-        self, target: Target, backend: Backend, pipeline: Pipeline, cutter: Cutter, shared: Shared
+        self,
+        target: Target,
+        backend: Backend,
+        pipeline: Pipeline,
+        cutter: Cutter,
+        shared: Shared,
+        unifier: Unifier,
     ) -> None:
         self.target = target
         self._plan = target.plan
@@ -43,6 +50,7 @@ class Member:
         self._pipeline = pipeline
         self._cutter = cutter
         self._shared = shared
+        self._unifier = unifier
         self.missing = all_of(target.numel)  # what was not there when it began
         self._destination: Destination | None = None
         self._trial: TrialPass | None = None
@@ -69,9 +77,8 @@ class Member:
         """Find out what is missing, and tell the folder. Returns its bytes."""
         self.missing = self._missing()
         left = np.zeros(len(self._plan.shards), np.int64)
-        row = self.missing.row
-        nbytes = self.missing.numel * self.target.itemsize[row]
-        np.add.at(left, self.target.shard[row], nbytes)
+        begin, end = self.target.places(*self.missing)
+        np.add.at(left, self.target.shard[self.missing.row], end - begin)
         self.destination.expect(dict(enumerate(left.tolist())))
         return int(left.sum())
 
@@ -132,6 +139,8 @@ class Member:
         apart = self._apart[row]
         for group in by_kind(target, row, np.flatnonzero(~apart & ~tried)):
             self._merge_batch(cargo, group)
+        if target.unified.any():
+            self._unifier.board(flight)
         self._merge_pieces(cargo, np.flatnonzero(apart))
         if self._trial is None:
             self._write(flight, cargo)
@@ -225,7 +234,10 @@ class Member:
             if address(out) != address(tile.experts[0]):
                 out[:] = tile.experts[0]
             return
-        if not self.target.whole_tensor[row]:
+        if self.target.unified[row]:
+            place = row, int(cargo.pieces.start[piece])
+            found = self._unifier.merge(backend, self.target, place)
+        elif not self.target.whole_tensor[row]:
             op = self._shared_op(int(self.target.kind[row]), step)
             found = backend.fuse(op, tile, out)
         elif self._op is not None and self._op[0] == row:  # one of many tiles

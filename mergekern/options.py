@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from mergekern.checkpoint.container import Base
 from mergekern.errors import RecipeError
 from mergekern.methods import nearest
 
@@ -17,6 +18,7 @@ class Options:
     """How models become a plan and a folder; merge() documents each.
 
     shard_bytes: of the largest output file
+    base: of the container that a model is taken out of, in place of the one that it names
     Raises RecipeError for a mismatch that there is not.
     """
 
@@ -27,6 +29,7 @@ class Options:
     cache: Path | None = None
     copy_tokenizer: bool = True
     write_model_card: bool = True
+    base: Base | None = None
 
     def __post_init__(self) -> None:
         known = get_args(Mismatch)

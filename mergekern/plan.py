@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -57,6 +57,21 @@ class Equations:
         return {"experts": self.experts, "grams": self.grams, "untransposed": self.untransposed}
 
 
+@dataclass(frozen=True)
+class Records:
+    """How a tensor is stored whose elements are not those of the inputs: a record for each run of
+    `of` elements of these, and for what is left of one.
+
+    shape: of a record
+    """
+
+    of: int
+    shape: tuple[int, ...] = ()
+
+    def count(self, numel: int) -> int:
+        return -(-numel // self.of)
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One output tensor.
@@ -67,6 +82,8 @@ class Step:
            that is solved for has its equations, and its solution as the one input. Steps of one
            plan with equal specs share one object.
     copy:  the bytes of experts[0]; the other experts must hold equal bytes (discrete tensors).
+    shape, numel: of the inputs;  dtype, nbytes: of the output
+    records: how the output is stored, None for element by element
     """
 
     name: str
@@ -80,12 +97,27 @@ class Step:
     spec: Spec | None = None
     note: str = ""
     equations: Equations | None = None
+    records: Records | None = None
     numel: int = field(init=False, repr=False, compare=False)
     nbytes: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "numel", math.prod(self.shape))
-        object.__setattr__(self, "nbytes", self.numel * self.dtype.itemsize)
+        object.__setattr__(self, "nbytes", math.prod(self.stored_shape) * self.dtype.itemsize)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Of the output."""
+        if self.records is None:
+            return self.shape
+        return (self.records.count(self.numel), *self.records.shape)
+
+    @property
+    def record(self) -> tuple[int, int]:
+        """Elements of the inputs that stand for a record of the output, and its bytes."""
+        if self.records is None:
+            return 1, self.dtype.itemsize
+        return self.records.of, math.prod(self.records.shape) * self.dtype.itemsize
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -102,18 +134,23 @@ class Step:
     def to_dict(self, spec: int | None) -> dict[str, Any]:
         """Plain data, ready for JSON; spec: the number of the step's, None for copies."""
         solved = {} if self.equations is None else {"equations": self.equations.to_dict()}
-        return solved | {
-            "name": self.name,
-            "action": self.action,
-            "dtype": dtype_name(self.dtype),
-            "shape": self.shape,
-            "base": self.base,
-            "experts": self.experts,
-            "expert_index": self.expert_index,
-            "work": dtype_name(self.work),
-            "spec": spec,
-            "note": self.note,
-        }
+        stored = {} if self.records is None else {"records": asdict(self.records)}
+        return (
+            solved
+            | stored
+            | {
+                "name": self.name,
+                "action": self.action,
+                "dtype": dtype_name(self.dtype),
+                "shape": self.shape,
+                "base": self.base,
+                "experts": self.experts,
+                "expert_index": self.expert_index,
+                "work": dtype_name(self.work),
+                "spec": spec,
+                "note": self.note,
+            }
+        )
 
 
 class Dropped(NamedTuple):

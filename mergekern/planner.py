@@ -69,7 +69,9 @@ def build_plan(
         donor=fitting.donor,
         fingerprints=tuple(dict(checkpoint.fingerprint) for checkpoint in checkpoints),
         steps=tuple(steps),
-        shards=lay_out([TensorInfo(s.name, s.dtype, s.shape) for s in steps], options.shard_bytes),
+        shards=lay_out(
+            [TensorInfo(s.name, s.dtype, s.stored_shape) for s in steps], options.shard_bytes
+        ),
         out_dtype=recipe.out_dtype or recipe.dtype,
         aliases=names.aliases,
         config=outputs.config,

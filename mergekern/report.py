@@ -41,7 +41,7 @@ def plan_text(plan: Plan) -> str:
     rows += [("layers", line) for line in group_layers(plan)]
     rows += [("left out", line) for line in group_dropped(plan.dropped)]
     rows += [("note", note) for note in plan.notes]
-    return "\n".join(_align(rows))
+    return rows_text(rows)
 
 
 def many_text(names: Sequence[str], plans: Sequence[Plan], input_bytes: int, memory: Any) -> str:
@@ -148,6 +148,11 @@ def show(value: Any) -> str:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
+def rows_text(rows: Sequence[tuple[str, str]]) -> str:
+    """Rows of a word and a text, the texts below one another."""
+    return "\n".join(_align(rows))
 
 
 def _align(rows: Sequence[tuple[str, str]]) -> list[str]:

@@ -31,6 +31,7 @@ from mergekern.progress import Progress
 from mergekern.shared import Shared
 from mergekern.stream import Pipeline
 from mergekern.table import tabulate
+from mergekern.unifying import Unifier
 from mergekern.units import Cutter, Pieces, Ranges, all_of, in_order, overlaid, traffic
 
 RESUME, THRESHOLDS, MERGE = "resume", "thresholds", "merge"  # phases, as progress shows them
@@ -58,7 +59,8 @@ class Run:
         self._unpin = backend.pin(self._pipeline.arena.array)
         self._cutter = Cutter(self._table, estimate.buffers, estimate.tile)
         self._shared = Shared(estimate.crew, estimate.open)
-        made = (backend, self._pipeline, self._cutter, self._shared)
+        self._unifier = Unifier(self._table)
+        made = (backend, self._pipeline, self._cutter, self._shared, self._unifier)
         self._members = [Member(target, *made) for target in self._table.targets]
         self._seen = np.zeros(len(self._table.numel), bool)  # tensors that were shown as done
         self._moved = self._unseen = 0
@@ -166,6 +168,7 @@ class Run:
         last = np.zeros(0, np.int64)
         for flight in self._pipeline.stream(self._units(pieces)):
             self._shared.forget()
+            self._unifier.forget()
             for member in self._wanting(flight.unit.pieces):
                 member.take(flight)
             row = distinct(np.append(last, flight.unit.pieces.row))

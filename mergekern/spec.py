@@ -21,6 +21,8 @@ Ballot = Literal["weighted", "unweighted"]
 Scope = Literal["tensor", "model"]
 Ties = Literal["index", "keep"]
 Statistics = Literal["", "fisher", "gram", "regmean_plusplus"]
+Rescaler = Literal["paper", "code"]
+Emitted = Literal["vector", "mask", "sums"]
 Rest = Literal["base", "mean", "vocabulary"]
 Energy = Literal["", "tensor", "module", "layer", "model"]
 Singular = Literal["error", "mean"]
@@ -41,6 +43,20 @@ class Regression:
 
 
 @dataclass(frozen=True)
+class Unify:
+    """What of a unified task vector a step writes, of the rule "unify"; see fused.Unified.
+
+    emits:  the vector, the packed mask of one expert, or the sums of all
+    stored: the vector's dtype, by its name
+    expert: whose mask, counted among those of the step
+    """
+
+    emits: Emitted
+    stored: str
+    expert: int = 0
+
+
+@dataclass(frozen=True)
 class Spec:
     """One tensor's merge in the words of the methods; methods/ documents each parameter.
 
@@ -58,6 +74,7 @@ class Spec:
     statistics: of each expert, made from data elsewhere, are inputs behind the experts; there is no
     base then. rest says what becomes of a tensor that has none. With a regression they are the
     matrices of one, and what it finds is the one input of the rule.
+    unify: of the rule "unify", for which all else is left as it is.
     What follows from them is found out once, as all tensors with equal parameters share a spec.
     """
 
@@ -86,6 +103,7 @@ class Spec:
     statistics: Statistics = ""
     rest: Rest = "mean"
     regression: Regression | None = None
+    unify: Unify | None = None
 
     @cached_property
     def prunes(self) -> bool:
@@ -142,7 +160,7 @@ class Spec:
     @cached_property
     def batched(self) -> bool:
         """True when small tensors may be merged together, by one call."""
-        return self.function is None
+        return self.function is None and self.unify is None
 
     @cached_property
     def one_pass(self) -> bool:
@@ -180,7 +198,8 @@ class Spec:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         function = None if self.function is None else self.function.to_dict()
-        return asdict(replace(self, function=None)) | {"function": function}
+        plain = asdict(replace(self, function=None)) | {"function": function}
+        return plain if self.unify else {k: v for k, v in plain.items() if k != "unify"}
 
 
 AS_IS = Spec("linear_combination", (1.0,))  # one model's tensor, unchanged

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergekern.errors import OutputError, RecipeError
 from mergekern.folders import check_apart, output_path
 from mergekern.lock import LOCK
 from mergekern.plan import Plan
 from mergekern.recipe import Recipe, has_stages, read, read_stages
+
+if TYPE_CHECKING:
+    from mergekern.container.plans import ContainerPlan
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,14 @@ class StagePlans:
     """
 
     merges: tuple[StagedMerge, ...]
-    plans: tuple[Plan | None, ...]
+    plans: tuple[Plan | ContainerPlan | None, ...]
 
     def __str__(self) -> str:
         pairs = zip(self.merges, self.plans, strict=True)
         return "\n\n".join(_text(merge, plan) for merge, plan in pairs)
 
 
-def _text(merge: StagedMerge, plan: Plan | None) -> str:
+def _text(merge: StagedMerge, plan: Plan | ContainerPlan | None) -> str:
     title = f"stage {merge.name}" if merge.name else "result"
     if plan is None:
         needs = ", ".join(map(str, merge.needs))

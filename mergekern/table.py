@@ -36,7 +36,7 @@ class Target:
     slots:  where in the table's columns, `width` of them, its own are; -1 where it has none
     inputs: places in the table's sources, -1 where there is none;  file: as in the table
     element: bytes of an element of all inputs
-    numel, itemsize: of the output, 0 where there is none;  shard, offset: where its first byte lies
+    numel, per, itemsize, shard, offset: as in Columns; 0 where there is no output, but for per
     align:  tiles start at multiples of it, whoever of all targets merges them
     kind:   counted from 0, equal for steps whose ops differ in nothing but thresholds and name: the
             same spec object, the same experts, the same types; -1 where there is none
@@ -53,6 +53,7 @@ class Target:
     file: np.ndarray
     element: np.ndarray
     numel: np.ndarray
+    per: np.ndarray
     itemsize: np.ndarray
     shard: np.ndarray
     offset: np.ndarray
@@ -91,6 +92,13 @@ class Target:
         return self._by_kind([s.spec is not None and s.spec.batched for s in self._of_kinds])
 
     @cached_property
+    def unified(self) -> np.ndarray:
+        """True for what is written of task vectors that stand for several."""
+        return self._by_kind(
+            [s.spec is not None and s.spec.unify is not None for s in self._of_kinds]
+        )
+
+    @cached_property
     def threaded(self) -> np.ndarray:
         """True for steps that bring threads of their own."""
         specs = [step.spec for step in self._of_kinds]
@@ -113,6 +121,13 @@ class Target:
         found = np.zeros(len(self.kind), np.uint32)
         found[list(self.steps)] = [name_hash(step.name) for step in self.steps.values()]
         return found
+
+    def places(
+        self, row: np.ndarray, start: np.ndarray, stop: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The first byte of some elements in their shards, and that behind the last."""
+        per, itemsize, offset = self.per[row], self.itemsize[row], self.offset[row]
+        return offset + start // per * itemsize, offset + -(-stop // per) * itemsize
 
     def source(self, row: int, place: int) -> Source:
         """One of its inputs, the base being the first."""
@@ -157,9 +172,9 @@ class Table:
     targets: Sequence[Target]
 
     @cached_property
-    def itemsizes(self) -> np.ndarray:
-        """Bytes written for an element, a column per target."""
-        return np.stack([target.itemsize for target in self.targets], axis=1)
+    def written(self) -> np.ndarray:
+        """fp64: bytes written for an element, a column per target."""
+        return np.stack([target.itemsize / target.per for target in self.targets], axis=1)
 
     def source(self, row: int, slot: int) -> Source:
         return self.sources[int(self.inputs[row, slot])]
@@ -176,8 +191,9 @@ def tabulate(plans: Sequence[Plan], checkpoints: Sequence[Sequence[Checkpoint]])
     targets = []
     for number, (plan, opened) in enumerate(zip(plans, checkpoints, strict=True)):
         row, mine, given = rows[number], plan.columns, places[number]
-        made = np.zeros((4, len(names)), np.int64)
-        made[:, row] = mine.numel, mine.itemsize, mine.shard, mine.offset
+        made = np.zeros((5, len(names)), np.int64)
+        made[4] = 1
+        made[:, row] = mine.numel, mine.itemsize, mine.shard, mine.offset, mine.per
         kind, inputs = np.full(len(names), -1), np.full((len(names), given.shape[1]), -1)
         kind[row], inputs[row] = _kinds(mine.kind, dtype[given]), given
         steps = dict(zip(row.tolist(), plan.steps, strict=True))
@@ -197,6 +213,7 @@ def tabulate(plans: Sequence[Plan], checkpoints: Sequence[Sequence[Checkpoint]])
                 itemsize=made[1],
                 shard=made[2],
                 offset=made[3],
+                per=made[4],
                 align=align,
                 kind=kind,
             )

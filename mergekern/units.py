@@ -115,7 +115,7 @@ def traffic(table: Table, pieces: Pieces) -> int:
     """Bytes to be read and written for these pieces."""
     row = pieces.row
     element = (table.width[row] * needed(table, pieces)).sum(axis=1)
-    element += (table.itemsizes[row] * pieces.wants).sum(axis=1)
+    element = element + (table.written[row] * pieces.wants).sum(axis=1)
     return int((element * pieces.numel).sum())
 
 
@@ -129,7 +129,7 @@ class Cutter:
         self._tile = tile
         on_disk = table.file >= READ
         self._most = max(1, MOST_INPUTS // table.file.shape[1])
-        outputs = table.itemsizes
+        outputs = table.written
         self._element = (table.width * on_disk).sum(axis=1) + outputs.sum(axis=1)
         self._around = (on_disk.sum(axis=1) + (outputs > 0).sum(axis=1)) * PADDING
 
@@ -178,12 +178,12 @@ class Cutter:
         target = np.minimum(self._share - around, element * (TILE_BYTES // widest))
         align = self._table.align[rows]
         target = target if self._tile is None else np.minimum(target, element * self._tile)
-        length = np.maximum(1, target // (element * align)) * align
+        length = np.maximum(1, target // (element * align)).astype(np.int64) * align
         needed = np.minimum(length, self._table.numel[rows]) * element + around
         if (needed > self._buffers).any():
             worst = int(np.argmax(needed))
             raise BudgetError(
-                f"{self._table.names[rows[worst]]}: its smallest tile takes {needed[worst]} "
+                f"{self._table.names[rows[worst]]}: its smallest tile takes {int(needed[worst])} "
                 f"bytes, the buffers have {self._buffers}: raise max_memory"
             )
         return length
@@ -209,6 +209,4 @@ class Cutter:
 
 def _places(target: Target, pieces: Pieces) -> tuple[np.ndarray, np.ndarray]:
     """Where pieces begin and end in the shards of a target."""
-    itemsize = target.itemsize[pieces.row]
-    begin = target.offset[pieces.row] + pieces.start * itemsize
-    return begin, begin + pieces.numel * itemsize
+    return target.places(pieces.row, pieces.start, pieces.stop)

@@ -10,15 +10,15 @@ import pytest
 ROOT = Path(__file__).parent.parent / "mergekern"
 ABOVE_TO_BELOW = """
 errors version sizes lazily dtypes ambient collector huge arrays _C _cuda kernels
-elementary function fused angles geometry spec methods recipe
+elementary function fused angles geometry spec methods recipe packed
 checkpoint report columns plan naming tied tokenizer layers options roles outputs informed fitting
-planner remembered lock card progress
+planner remembered lock card progress done
 pieces tiles backends systems solutions
 keys counting doubts sampling walking speculation trimming variance survey
 statistics pools onepass spill arena machine crew scratch budget table units extents cargo stream
-coverage sources shared
+coverage sources shared unifying
 journal blockfile output destination findings settling trialpass batches member run
-engine small into inmemory folders staging jobs many dropin api flags terminal
+engine small into inmemory folders staging jobs flags terminal container many dropin api
 collect evaluate suite demo manual cli
 """
 ORDER = ABOVE_TO_BELOW.split()

@@ -59,6 +59,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ties, model": {"recipe_or_method": "ties", "density": 0.2, "scope": "model"},
     "model_stock": {"recipe_or_method": "model_stock"},
     "dare_ties": {"recipe_or_method": "dare_ties", "density": 0.2, "seed": 1},
+    "emr": {"recipe_or_method": "emr"},
 }
 
 

@@ -13,7 +13,7 @@ from plans import EMBED, HEAD, State, left_out, plan_of, reads, tied, zeros
 
 from mergekern.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INT64
 from mergekern.errors import CheckpointError, MergeError, MismatchError, RecipeError
-from mergekern.plan import Equations, Plan, Step
+from mergekern.plan import Equations, Plan, Records, Step
 
 
 def test_one_step_per_tensor_in_the_bases_order() -> None:
@@ -182,6 +182,7 @@ def test_the_digest_is_of_all_that_decides_bytes() -> None:
         "spec": replace(first.spec, lambda_=0.5),
         "note": "other",
         "equations": Equations((first.base,), (first.base,), False),
+        "records": Records(8),
     }
     assert changes.keys() == {each.name for each in fields(Step) if each.init}
     digests = {plan.digest}

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from folders import METHODS, Watch, buffers, hashes, merge, unfinished
 from folders import write_models as write
+from killing import BUFFERS, environment, killed
 from safetensors.torch import load_file
 
 import mergekern
@@ -25,27 +26,6 @@ from mergekern.backends.cpu import CpuBackend
 from mergekern.errors import MergeError, OutputError
 from mergekern.journal import NAME as JOURNAL
 from mergekern.journal import Journal
-
-SUPPORT = Path(__file__).parent / "support"
-ROOT = Path(__file__).parent.parent
-BUFFERS = 2_700_000
-
-
-def child(program: str, *arguments: str) -> list[str]:
-    return [sys.executable, str(SUPPORT / program), *arguments]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT)])}
-
-
-def killed(models: list[Path], root: Path, name: str, calls: list[int]) -> str:
-    """Merges into root/CALL, each killed at that call."""
-    paths = ",".join(str(model) for model in models)
-    command = child("killed.py", paths, str(root), name, str(BUFFERS), *map(str, calls))
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -6,11 +6,13 @@
 #include "cpu/elementwise.h"
 #include "cpu/finite.h"
 #include "cpu/lowrank.h"
+#include "cpu/packed.h"
 #include "cpu/prune.h"
 #include "cpu/rank.h"
 #include "cpu/reduce.h"
 #include "cpu/select.h"
 #include "cpu/speculate.h"
+#include "cpu/unify.h"
 
 #define MK_STRING_(x) #x
 #define MK_STRING(x) MK_STRING_(x)
@@ -51,6 +53,9 @@ const Loops table = {
        uint8_t* const* masks) {
       (wide ? energies<double> : energies<float>)(op, t, begin, end, out, masks);
     },
+    [](const Unify& u, const Tile& t, bool wide, int64_t begin, int64_t end, Findings* found) {
+      (wide ? unify<double> : unify<float>)(u, t, begin, end, found);
+    },
     [](const Pruning& rows, const Odds* odds, const Tile& t, bool wide, int64_t begin, int64_t end,
        uint8_t* const* masks) {
       (wide ? prune<double> : prune<float>)(rows, odds, t, begin, end, masks);
@@ -67,6 +72,7 @@ const Loops table = {
     add_product,
     substitute,
     factor_panel,
+    add_marked,
     exp,
     log,
     total,

@@ -59,6 +59,25 @@ struct Elementwise {
   int64_t width;       // of a row
 };
 
+// A base and what is added to it where an element is marked; see cpu/packed.h.
+struct Marked {
+  const void* base;
+  DType base_dtype;
+  const void* delta;
+  DType delta_dtype;
+  const uint8_t* packed;
+  int64_t first;  // bit of the first element
+  double scale;
+};
+
+// What is made of the deltas of a tile; null where nobody asks. See cpu/unify.h.
+struct Unify {
+  void* out;  // the task vector that stands for all, in the dtype `stored`
+  DType stored;
+  uint8_t* const* masks;  // [K]: where each one agrees with it, a bit for each element
+  double* sums;           // [chunks, K, 2]: sum |d| of each, and of what stands for it
+};
+
 // Every function handles the elements [begin, end) of the tile; `wide` computes in fp64. begin is a
 // multiple of kChunk, so pieces may run in any order on any thread.
 struct Loops {
@@ -84,13 +103,14 @@ struct Loops {
   // out: [blocks, K]; masks: the same
   void (*energies)(const FusedOp&, const Tile&, bool wide, int64_t begin, int64_t end, double* out,
                    uint8_t* const* masks);
+  void (*unify)(const Unify&, const Tile&, bool wide, int64_t begin, int64_t end, Findings*);
   // whole panels of rows, which need not be chunks; masks: [K], null where nothing is dropped
   void (*prune)(const Pruning&, const Odds*, const Tile&, bool wide, int64_t begin, int64_t end,
                 uint8_t* const* masks);
   void (*gram)(const Tile&, bool wide, int64_t begin, int64_t end, double* out);  // [blocks, K, K]
   void (*magnitudes)(const Tile&, bool wide, int64_t begin, int64_t end, int expert, int64_t* out);
   bool (*all_finite)(const void* data, DType, int64_t begin, int64_t end);
-  // see cpu/lowrank.h; these two go by the elements of a tensor, without a tile
+  // see cpu/lowrank.h; these two go by the elements of a tensor, without a tile; so does add_marked
   void (*add_lowrank)(const LowRank&, const void* weight, DType, int64_t begin, int64_t end,
                       float* out);
   void (*sum_squares)(const float* x, int64_t rows, int64_t columns, bool by_column, double* sums);
@@ -100,6 +120,7 @@ struct Loops {
   void (*substitute)(const double* t, int64_t t_row, int64_t t_step, int64_t n, double* x,
                      int64_t x_row, int64_t columns, double* room);
   int64_t (*factor_panel)(double* a, int64_t row, int64_t n, const double* least);
+  void (*add_marked)(const Marked&, bool wide, int64_t begin, int64_t end, void* out);
   // see cpu/elementary.h
   void (*exp)(const double* x, int64_t n, double* out);
   void (*log)(const double* x, int64_t n, double* out);

@@ -66,6 +66,15 @@ Found elementwise(const How& how, const Elementwise& f, const Tile& t, void* out
   return found.all();
 }
 
+Found unify(const How& how, const Unify& u, const Tile& t) {
+  const Loops& table = loops(how.isa.c_str());
+  FoundByThread found(how.threads, t);
+  over_pieces(how.threads, t.numel, [&](int thread, int64_t begin, int64_t end) {
+    table.unify(u, t, how.wide, begin, end, found.of(thread));
+  });
+  return found.all();
+}
+
 std::vector<int64_t> overlaps(const How& how, const Tile& t, double epsilon) {
   const Loops& table = loops(how.isa.c_str());
   const size_t n = 2 * static_cast<size_t>(t.count);

@@ -21,6 +21,8 @@ struct Found {
 Found fuse(const How&, const FusedOp&, const Tile&, void* out, DType out_dtype);
 Found elementwise(const How&, const Elementwise&, const Tile&, void* out, DType out_dtype);
 
+Found unify(const How&, const Unify&, const Tile&);
+
 // [2, K]: how many elements several experts changed by more than epsilon, and each one alone
 std::vector<int64_t> overlaps(const How&, const Tile&, double epsilon);
 

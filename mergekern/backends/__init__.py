@@ -10,7 +10,7 @@ import numpy as np
 
 from mergekern.arrays import Array
 from mergekern.dtypes import DType
-from mergekern.fused import Batch, Findings, FusedOp, Masks, Pruning, Tile, Window
+from mergekern.fused import Batch, Findings, FusedOp, Masks, Pruning, Tile, Unified, Window
 
 BLOCK = 4096  # elements of one partial sum
 CHUNK = 65536  # elements of one in-range count
@@ -149,6 +149,9 @@ class Backend(Protocol):
 
     def prune(self, pruning: Pruning, tile: Tile) -> Masks:
         """The masks of a tile made of whole rows; None for experts that keep all. See Pruning."""
+
+    def unify(self, tile: Tile, work: DType, into: Unified) -> Findings:
+        """The task vector that stands for those of a tile's experts, their masks and sums."""
 
     def gram(self, tile: Tile, work: DType) -> np.ndarray:
         """fp64 [blocks, K, K]: dot products of the deltas (weights without a base), per BLOCK."""

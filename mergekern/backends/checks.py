@@ -9,7 +9,7 @@ import numpy as np
 from mergekern.arrays import Array, device_of, dtype_of, is_contiguous
 from mergekern.backends import CHUNK, Margin
 from mergekern.dtypes import FLOAT64, INT64, MERGEABLE, UINT8, DType
-from mergekern.fused import KEEP_ALL, Batch, FusedOp, Pruning, Tile
+from mergekern.fused import KEEP_ALL, Batch, FusedOp, Pruning, Tile, Unified
 
 MOST_RANKS = 1 << 31  # of a row: they are counted in 32 bits
 
@@ -77,6 +77,26 @@ def check_out(tile: Tile, out: Array, device: str) -> None:
     found, where = dtype_of(out), device_of(out)
     if found not in MERGEABLE or where != device:
         raise ValueError(f"{tile.tensor}: cannot write {found} on {where} from {device}")
+
+
+def check_unified(tile: Tile, into: Unified, device: str) -> None:
+    if into.stored not in MERGEABLE or len(into.masks) != len(tile.experts):
+        raise ValueError(f"{tile.tensor}: want floats, and a mask or None for each expert")
+    chunks, masked = -(-tile.numel // CHUNK), (UINT8, -(-tile.numel // 8))
+    wanted = [
+        (into.out, (into.stored, tile.numel)),
+        *((mask, masked) for mask in into.masks),
+        (into.sums, (FLOAT64, chunks * len(tile.experts) * 2)),
+    ]
+    for array, (dtype, length) in wanted:
+        if array is None:
+            continue
+        found = (dtype_of(array), len(array), device_of(array))
+        if found != (dtype, length, device) or not is_contiguous(array):
+            raise ValueError(
+                f"{tile.tensor}: want {length} contiguous elements of {dtype} on {device}, not "
+                f"{found[1]} of {found[0]} on {found[2]}"
+            )
 
 
 def check_open(tile: Tile, open_: Array) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -22,7 +19,9 @@ from mergekern.backends.checks import (
     check_pruning,
     check_put,
     check_tile,
+    check_unified,
 )
+from mergekern.backends.cores import available_cores
 from mergekern.backends.formulas import spelled
 from mergekern.backends.functions import run
 from mergekern.backends.rooms import rooms_for
@@ -35,6 +34,7 @@ from mergekern.fused import (
     FusedOp,
     Pruning,
     Tile,
+    Unified,
     Window,
 )
 
@@ -45,21 +45,6 @@ _DTYPES = {
     BFLOAT16: _C.DType.bf16,
 }
 _PLAIN = ExpertScalars(index=0, coef=1.0)
-
-
-def available_cores() -> int:
-    """The cores this process may use: its affinity mask, less what its control group withholds."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, _cgroup_cores())))
-
-
-def _cgroup_cores() -> float:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return math.inf if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return math.inf
 
 
 class CpuBackend:
@@ -223,6 +208,19 @@ class CpuBackend:
         addresses = [0 if mask is None else address(mask) for mask in masks]
         _C.prune(self._how(pruning.work), rows, odds, _inputs(tile), addresses)
         return masks
+
+    def unify(self, tile: Tile, work: DType, into: Unified) -> Findings:
+        check_tile(tile, work, HOST)
+        check_unified(tile, into, HOST)
+        found = _C.unify(
+            self._how(work),
+            _inputs(tile),
+            0 if into.out is None else address(into.out),
+            _DTYPES[into.stored],
+            [0 if mask is None else address(mask) for mask in into.masks],
+            0 if into.sums is None else address(into.sums),
+        )
+        return Findings(tuple(found.non_finite), found.overflow)
 
     def gram(self, tile: Tile, work: DType) -> np.ndarray:
         check_tile(tile, work, HOST, deltas=False)

@@ -17,6 +17,7 @@ from mergekern.backends.checks import (
     check_out,
     check_put,
     check_tile,
+    check_unified,
 )
 from mergekern.backends.functions import run
 from mergekern.backends.hosted import Host, count_on, on_host, wants_host
@@ -31,7 +32,16 @@ from mergekern.backends.launch import (
 )
 from mergekern.backends.ranked import fuse_ranked
 from mergekern.dtypes import FLOAT64, DType, to_torch
-from mergekern.fused import EVERY_INDEX, Batch, ExpertScalars, Findings, FusedOp, Pruning, Tile
+from mergekern.fused import (
+    EVERY_INDEX,
+    Batch,
+    ExpertScalars,
+    Findings,
+    FusedOp,
+    Pruning,
+    Tile,
+    Unified,
+)
 from mergekern.lazily import torch
 
 
@@ -198,6 +208,11 @@ class DeviceBackend:
     def prune(self, pruning: Pruning, tile: Tile) -> tuple[torch.Tensor | None, ...]:
         check_tile(tile, pruning.work, self._where)
         return self._host.prune(pruning, tile)
+
+    def unify(self, tile: Tile, work: DType, into: Unified) -> Findings:
+        check_tile(tile, work, self._where)
+        check_unified(tile, into, self._where)
+        return self._host.unify(tile, work, into)
 
     def gram(self, tile: Tile, work: DType) -> np.ndarray:
         check_tile(tile, work, self._where, deltas=False)

@@ -11,7 +11,7 @@ from mergekern.arrays import Array, as_tensor, device_of, dtype_of, to_host
 from mergekern.backends import Backend, Bracket, Counts
 from mergekern.backends.cpu import CpuBackend
 from mergekern.dtypes import DType
-from mergekern.fused import Findings, FusedOp, Pruning, Tile
+from mergekern.fused import Findings, FusedOp, Pruning, Tile, Unified
 from mergekern.lazily import torch
 
 
@@ -49,6 +49,19 @@ class Host:
         merged = np.empty(len(out), dtype_of(out))
         found = self.loops.fuse(op, on_host(tile), merged)
         as_tensor(out).copy_(as_tensor(merged))
+        return found
+
+    def unify(self, tile: Tile, work: DType, into: Unified) -> Findings:
+        def room(wanted: Array | None) -> np.ndarray | None:
+            return None if wanted is None else np.empty(len(wanted), dtype_of(wanted))
+
+        masks = tuple(map(room, into.masks))
+        made = replace(into, out=room(into.out), masks=masks, sums=room(into.sums))
+        found = self.loops.unify(on_host(tile), work, made)
+        pairs = ((into.out, made.out), (into.sums, made.sums))
+        for given, own in (*pairs, *zip(into.masks, masks, strict=True)):
+            if given is not None and own is not None:
+                as_tensor(given).copy_(as_tensor(own))
         return found
 
     def prune(self, pruning: Pruning, tile: Tile) -> tuple[torch.Tensor | None, ...]:

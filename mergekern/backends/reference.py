@@ -27,6 +27,7 @@ from mergekern.backends.thinned import (
     wide,
 )
 from mergekern.backends.unbatched import op_of, tiles_of
+from mergekern.backends.unified import unify
 from mergekern.dtypes import DType, to_torch
 from mergekern.fused import (
     EVERY_INDEX,
@@ -35,6 +36,7 @@ from mergekern.fused import (
     FusedOp,
     Pruning,
     Tile,
+    Unified,
 )
 from mergekern.lazily import torch
 
@@ -123,6 +125,9 @@ class ReferenceBackend:
         squares = [d.double() * d.double() for d in thinned(op, tile)]
         sums = torch.stack([block_sums(square) for square in squares], 1).numpy()
         return Sums(sums, masks_kept(op, tile) if keep else ())
+
+    def unify(self, tile: Tile, work: DType, into: Unified) -> Findings:
+        return unify(tile.as_tensors(), work, into)
 
     def gram(self, tile: Tile, work: DType) -> np.ndarray:
         rows = [x.double() for x in deltas_of(tile, work)]

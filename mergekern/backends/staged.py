@@ -22,7 +22,7 @@ from mergekern.backends.hosted import count_on, wants_host
 from mergekern.backends.launch import batch_of, findings, windows_of
 from mergekern.backends.slots import Slot, stretches
 from mergekern.dtypes import DType
-from mergekern.fused import EVERY_INDEX, Batch, Findings, FusedOp, Masks, Pruning, Tile
+from mergekern.fused import EVERY_INDEX, Batch, Findings, FusedOp, Masks, Pruning, Tile, Unified
 from mergekern.lazily import torch
 from mergekern.tiles import cut
 
@@ -134,6 +134,9 @@ class StagedBackend:
 
     def prune(self, pruning: Pruning, tile: Tile) -> Masks:
         return self._host.prune(pruning, tile)
+
+    def unify(self, tile: Tile, work: DType, into: Unified) -> Findings:
+        return self._host.unify(tile, work, into)
 
     def gram(self, tile: Tile, work: DType) -> np.ndarray:
         return np.concatenate([self._inner.gram(t, work) for t in self._copies(tile)])

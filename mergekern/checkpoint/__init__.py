@@ -15,9 +15,11 @@ from mergekern.checkpoint.adapter import check_config, is_adapter, open_adapter
 from mergekern.checkpoint.base import Checkpoint as Checkpoint
 from mergekern.checkpoint.base import TensorInfo as TensorInfo
 from mergekern.checkpoint.config import check_mergeable_config as check_mergeable_config
+from mergekern.checkpoint.container import Base, is_container
 from mergekern.checkpoint.jsonfile import read_object
 from mergekern.checkpoint.lora import LoraCheckpoint
 from mergekern.checkpoint.memory import MemoryCheckpoint, open_module
+from mergekern.checkpoint.task import open_task
 from mergekern.errors import CheckpointError
 from mergekern.lazily import is_module, torch
 
@@ -35,17 +37,19 @@ def open_checkpoint(
     lora: str | os.PathLike[str] | None = None,
     lora_revision: str | None = None,
     cache: Path | None = None,
+    base: Base | None = None,
 ) -> Checkpoint:
     """Open a model for reading: its headers are read and checked, its weights are not.
 
     source:    a folder, a .safetensors file, a Hub id ("org/name" or "org/name@revision"; a path
                of that name goes first), a module, or a state dict. A folder or Hub id that holds a
                LoRA adapter stands for it on the base that its config names
-    revision:  branch, tag or commit of a Hub id
+    revision:  branch, tag or commit of a Hub id; of a container, the task whose model is meant
     label:     what messages call it; by default the source as given, or the kind of object
     lora:      a folder or Hub id with a LoRA adapter, whose changes are read with the model's
                weights
     cache:     the folder that Hub models are downloaded to; huggingface_hub's own if not given
+    base:      of a container, in place of the one that it names
     Raises CheckpointError, in one line that says what was looked for, found, and the mend.
     """
     if lora is not None:
@@ -54,11 +58,11 @@ def open_checkpoint(
             raise CheckpointError(
                 f"cannot read an adapter from a {kind}; wanted a folder, a Hub id"
             )
-        base = open_checkpoint(source, revision=revision, cache=cache)
+        model = open_checkpoint(source, revision=revision, cache=cache, base=base)
         path = _locate(os.fspath(lora), lora_revision, cache, adapter=True)
-        return _adapted(label or f"{base.label}+{os.fspath(lora)}", base, path, os.fspath(lora))
+        return _adapted(label or f"{model.label}+{os.fspath(lora)}", model, path, os.fspath(lora))
     if isinstance(source, str | os.PathLike):
-        return _open_named(os.fspath(source), revision, label or os.fspath(source), cache)
+        return _open_named(os.fspath(source), revision, label or os.fspath(source), cache, base)
     if revision is not None:
         raise CheckpointError(f"revision {revision!r} was given with a model that is in memory")
     if is_module(source):
@@ -73,7 +77,26 @@ def open_checkpoint(
     )
 
 
-def _open_named(name: str, revision: str | None, label: str, cache: Path | None) -> Checkpoint:
+def _open_named(
+    name: str, revision: str | None, label: str, cache: Path | None, base: Base | None
+) -> Checkpoint:
+    folder = Path(os.path.expanduser(name))
+    if is_container(folder):
+
+        def open_base(named: Base) -> Checkpoint:
+            return open_checkpoint(
+                named.model,
+                revision=named.revision,
+                lora=named.lora,
+                lora_revision=named.lora_revision,
+                cache=cache,
+            )
+
+        return open_task(folder, revision, label, open_base, base)
+    if base is not None:
+        raise CheckpointError(
+            f"{name}: is no container of several models, for which a base is given"
+        )
     path = _locate(name, revision, cache, adapter=False)
     if (path / ADAPTER_CONFIG).exists() and is_adapter(os.listdir(path)):
         return _adapted(label, _base_of(path, name, cache), path, name)

@@ -24,6 +24,7 @@ from mergekern.backends.choose import get_backend
 from mergekern.checkpoint import Checkpoint, open_checkpoint
 from mergekern.checkpoint.lora import LoraCheckpoint
 from mergekern.checkpoint.sidefiles import wanted, write_side_files
+from mergekern.checkpoint.task import TaskCheckpoint
 from mergekern.errors import CheckpointError, EvaluationError
 from mergekern.evaluate.loading import from_folder, from_tensors
 from mergekern.lazily import is_module, is_tensor, torch
@@ -59,8 +60,8 @@ class Subject:
 def subject_of(model: Any, *, like: str | Path | None = None, cache: Path | None = None) -> Subject:
     """The subject that a call or command line means.
 
-    model: a folder, "org/name", "base+adapter", a recipe (a file, YAML text, a mapping with
-           merge_method), a module or a state dict
+    model: a folder, "org/name", "base+adapter", "container@task", a recipe (a file, YAML text, a
+           mapping with merge_method), a module or a state dict
     like:  for tensors in memory: a folder or Hub id with their config and tokenizer
     cache: the folder that Hub models are downloaded to
     Raises CheckpointError, RecipeError or EvaluationError, from headers alone.
@@ -89,14 +90,15 @@ def _of_model(model: str, cache: Path | None) -> Subject:
         folder = checkpoint.folder
         if folder is not None and not _has_changes(checkpoint, source.where):
             return _of_folder(model, checkpoint, folder)
-    # A base with an adapter, or a single file: its tensors as they are.
+    # A base with an adapter, a container's task, or a single file: its tensors as they are.
     content = {"merge_method": "passthrough", "models": [{"model": model}]}
     return _of_recipe(content, model, cache)
 
 
 def _has_changes(checkpoint: Checkpoint, where: str) -> bool:
     """Whether transformers would not find the same in the folder."""
-    return isinstance(checkpoint, LoraCheckpoint) or Path(where).expanduser().is_file()
+    computed = isinstance(checkpoint, (LoraCheckpoint, TaskCheckpoint))
+    return computed or Path(where).expanduser().is_file()
 
 
 def _is_state(model: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Registered in this order, which is that of the documentation.
 from mergekern.methods import linear, model_stock, passthrough, spherical, task_vectors  # isort: skip
-from mergekern.methods import elementwise, fisher, regmean, sce, stitch, varm  # isort: skip
+from mergekern.methods import elementwise, emr, fisher, regmean, sce, stitch, varm  # isort: skip
 from mergekern.methods.functions import method
 from mergekern.methods.parameters import Doc, Parameter, nearest
 from mergekern.methods.plugins import load_plugin
@@ -17,6 +17,7 @@ __all__ = [
     "Preset",
     "all_methods",
     "elementwise",
+    "emr",
     "fisher",
     "get_method",
     "linear",

@@ -34,6 +34,8 @@ class Method:
         first     the first of the models to merge, and one has to be named
     models:  how many it merges at the least and at the most, a base from which deltas are taken
              not among them
+    container: what it writes is a container with a model for each of those merged, which
+             materialise() takes out
     statistics: made from data elsewhere, that it needs of every model: their kind, "" for none
     lone:    a slice with one model alone is that model's, as it is
     inert:   parameters accepted for compatibility, without effect: name -> why
@@ -52,6 +54,7 @@ class Method:
     inert: Mapping[str, str]
     presets: Mapping[str, Preset]
     statistics: Statistics = ""
+    container: bool = False
 
     def takes_deltas(self, has_base: bool) -> bool:
         """True when it merges deltas from a base, and not weights."""
@@ -140,6 +143,7 @@ def register(
     inert: Mapping[str, str] | None = None,
     presets: Mapping[str, Preset] | None = None,
     statistics: Statistics = "",
+    container: bool = False,
     again: bool = False,
 ) -> None:
     """Add a method to the table; again: in the place of the one of that name, if there is one."""
@@ -157,6 +161,7 @@ def register(
         inert=inert or {},
         presets=presets or {},
         statistics=statistics,
+        container=container,
     )
 
 
@@ -171,6 +176,7 @@ def method(
     inert: Mapping[str, str] | None = None,
     presets: Mapping[str, Preset] | None = None,
     statistics: Statistics = "",
+    container: bool = False,
 ) -> Callable[[Callable[..., Spec]], Callable[..., Spec]]:
     """Make a function a method: its signature is the configuration, its docstring the manual."""
 
@@ -188,6 +194,7 @@ def method(
             inert=inert,
             presets=presets,
             statistics=statistics,
+            container=container,
         )
         return function
 

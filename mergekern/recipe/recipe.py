@@ -25,12 +25,14 @@ class Entry:
     layers:     [first, stop) of its own layers; None: all of them
     parameters: what is written at this source
     statistics: a file with what its method needs to know of the model
+    task:       what a container calls the model
     """
 
     source: Source
     layers: tuple[int, int] | None = None
     parameters: Level = field(default_factory=dict)
     statistics: Source | None = None
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Recipe:
     settings: at the top of the recipe
     preset:   what lies below all settings
     statistics: of each of `experts`, where the method takes any
+    tasks:    what a container calls each of `experts`, where the method makes one
     notes:    what was accepted and has no effect
     """
 
@@ -81,6 +84,7 @@ class Recipe:
     chat_template: str | None = None
     notes: tuple[str, ...] = ()
     statistics: tuple[Source, ...] = ()
+    tasks: tuple[str, ...] = ()
 
     @property
     def sources(self) -> tuple[Source, ...]:

@@ -22,6 +22,7 @@ from mergekern.recipe.recipe import Entry, Level, Part, Recipe
 from mergekern.recipe.schema import ModelEntry, Module, RecipeFile, Slice
 from mergekern.recipe.source import Source
 from mergekern.recipe.statistics import statistics_of, with_statistics
+from mergekern.recipe.tasks import tasks_of, with_tasks
 from mergekern.recipe.text import spell
 from mergekern.recipe.tokenizer import (
     TokenizerSettings,
@@ -44,7 +45,10 @@ def resolve(
     """
     arguments = dict(arguments or {})
     file = with_statistics(file, arguments.pop("statistics", None))
-    given = named(get_method(file.merge_method), arguments)
+    method = get_method(file.merge_method)
+    if method.container:
+        file = with_tasks(file, arguments.pop("task", None))
+    given = named(method, arguments)
     return _Resolver(file, given, stages or {}).recipe(seed)
 
 
@@ -73,6 +77,8 @@ class _Resolver:
         if not experts:
             raise RecipeError(f"no models to merge besides the base {base.label if base else ''}")
         statistics, without_effect = statistics_of(method, parts, experts)
+        tasks, nameless = tasks_of(method, parts, experts)
+        without_effect = (*without_effect, *nameless)
         notes = (*self.notes, *self._inert(), *file.notes.lines(), *without_effect)
         preset = {} if file.preset is None else method.preset(file.preset)
         recipe = Recipe(
@@ -89,6 +95,7 @@ class _Resolver:
             chat_template=self._chat_template(),
             notes=(*notes, *self.levels.notes.lines()),
             statistics=statistics,
+            tasks=tasks,
         )
         recipe.check()
         return recipe
@@ -160,7 +167,7 @@ class _Resolver:
                 own = self.levels.read(model, f"model {label}: ", per_model=True)
             elif model.parameters:
                 self.levels.notes.add((*model.path, "parameters"), f"{label} is the base")
-            entries.append(Entry(source, model.layer_range, own, model.statistics))
+            entries.append(Entry(source, model.layer_range, own, model.statistics, model.task))
         experts = [e for e in entries if e.source is not base or not self._deltas(base)]
         if self.method.base_role == "first":
             experts.sort(key=lambda entry: entry.source is not base)

@@ -36,6 +36,7 @@ class ModelEntry(_Place):
     model: Source
     layer_range: tuple[int, int] | None = None
     statistics: Source | None = None
+    task: str | None = None
 
 
 class Slice(_Place):

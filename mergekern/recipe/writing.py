@@ -83,6 +83,8 @@ def _entries(recipe: Recipe, part: Part, whole: bool) -> list[dict[str, Any]]:
             content["layer_range"] = list(entry.layers)
         if entry.statistics is not None and recipe.statistics:
             content["statistics"] = entry.statistics.written
+        if entry.source in recipe.experts and recipe.tasks:
+            content["task"] = recipe.tasks[recipe.experts.index(entry.source)]
         if any(entry is expert for expert in part.experts):
             values = {
                 p.name: recipe.setting(part, p, entry).written

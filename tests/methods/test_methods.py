@@ -42,6 +42,7 @@ def test_the_table_has_what_recipes_name() -> None:
         "ramplus_tl",
         "consensus",
         "arcee_fusion",
+        "emr",
         "fisher",
         "regmean",
         "regmean_plusplus",

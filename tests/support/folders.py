@@ -37,6 +37,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dare": {"method": "dare_ties", "density": 0.4, "seed": 7},
     "varm, model": {"method": "varm", "granularity": "model"},
 }
+CONTAINERS: dict[str, dict[str, Any]] = {"emr": {"method": "emr"}}
 
 
 def tensors(seed: int, near: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
@@ -89,8 +90,8 @@ def write_models(root: Path, experts: int = 2) -> list[Path]:
 
 
 def merge(folders: Sequence[Path], output: Path, name: str = "linear", **more: Any) -> Any:
-    """A merge of write_models() by one of METHODS."""
-    options = dict(METHODS[name]) | more
+    """A merge of write_models() by one of METHODS, or into one of CONTAINERS."""
+    options = dict({**METHODS, **CONTAINERS}[name]) | more
     method = options.pop("method")
     base = None if method == "linear" else str(folders[0])
     models = [str(folder) for folder in folders[1:]]
@@ -101,8 +102,9 @@ def merge(folders: Sequence[Path], output: Path, name: str = "linear", **more: A
 def hashes(folder: Path) -> dict[str, str]:
     """File name -> sha256 of the weights and everything else that must not differ."""
     return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.iterdir())
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
 
 

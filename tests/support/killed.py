@@ -2,9 +2,9 @@
 
     killed.py MODELS OUTPUT METHOD BUFFERS CALL …
 
-MODELS are folders joined by commas, METHOD one of folders.METHODS. For every CALL a forked process
-merges into OUTPUT/CALL and kills itself at its CALL-th call that changes a file, half way through
-where it writes. 0 is never reached; the number of calls is then printed.
+MODELS are folders joined by commas, METHOD one of folders.METHODS or folders.CONTAINERS. For every
+CALL a forked process merges into OUTPUT/CALL and kills itself at its CALL-th call that changes a
+file, half way through where it writes. 0 is never reached; the number of calls is then printed.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Containers of several tasks' models: planned and written as merges that run together."""

@@ -1,0 +1,98 @@
+"""What the tasks of a container are called: `task:` beside a model, else the model's own name."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mergekern.errors import RecipeError
+from mergekern.methods import Method
+from mergekern.recipe.recipe import Part
+from mergekern.recipe.schema import RecipeFile
+from mergekern.recipe.source import Source
+
+NAME = re.compile(r"\w[\w.-]*")  # of a folder, and behind the @ of a reference
+OTHER = re.compile(r"[^\w.-]+")
+
+
+def with_tasks(file: RecipeFile, given: Any) -> RecipeFile:
+    """The file with a call's names: one for each of `models`, or by a model's label.
+
+    Raises RecipeError for another number of them, and labels that no model has.
+    """
+    if given is None:
+        return file
+    labels = [entry.model.label for entry in file.models]
+    if isinstance(given, Mapping):
+        unknown = [label for label in given if label not in labels]
+        if unknown:
+            raise RecipeError(f"task of {unknown[0]}: the models are {', '.join(labels)}")
+        given = [given.get(label) for label in labels]
+    if isinstance(given, str):
+        given = [given]
+    if len(given) != len(labels):
+        raise RecipeError(
+            f"task has {len(given)} values for {len(labels)} models ({', '.join(labels)})"
+        )
+    models = tuple(
+        entry if name is None else entry.model_copy(update={"task": str(name)})
+        for entry, name in zip(file.models, given, strict=True)
+    )
+    return file.model_copy(update={"models": models})
+
+
+def tasks_of(
+    method: Method, parts: Sequence[Part], experts: Sequence[Source]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The name of every expert's task, none where the method makes no container; notes on names
+    without effect.
+
+    Names that several models share are numbered. Raises RecipeError for one that is given twice,
+    and for what is no folder's name.
+    """
+    named = {
+        id(entry.source): entry.task
+        for part in parts
+        for entry in part.entries
+        if entry.task is not None
+    }
+    if not method.container:
+        why = f"{method.name} writes one model"
+        return (), tuple(f"task {name} has no effect: {why}" for name in named.values())
+    for name in named.values():
+        if not NAME.fullmatch(name):
+            raise RecipeError(f"task is {name!r}; want letters, digits, _, - and ., without /")
+    count = Counter(named.values()).most_common(1)
+    if count and count[0][1] > 1:
+        raise RecipeError(f"task {count[0][0]} is given to {count[0][1]} models: want one for each")
+    own = [_own_name(expert) for expert in experts if id(expert) not in named]
+    shared = {name for name, times in Counter(own).items() if times > 1}
+    taken, found = set(named.values()), []
+    for expert in experts:
+        name = named.get(id(expert)) or _own_name(expert)
+        if id(expert) not in named:
+            name = _free(name, taken, numbered=name in shared)
+        taken.add(name)
+        found.append(name)
+    return tuple(found), ()
+
+
+def _own_name(source: Source) -> str:
+    """The last part of a path or id; of an adapter's, where there is one."""
+    given = source if source.lora is None else source.lora
+    if given.in_memory:
+        return "task"
+    name = os.path.basename(os.path.abspath(os.path.expanduser(given.where)))
+    return OTHER.sub("-", name).strip("-.") or "task"
+
+
+def _free(name: str, taken: set[str], numbered: bool) -> str:
+    if not numbered and name not in taken:
+        return name
+    number = 1
+    while f"{name}-{number}" in taken:
+        number += 1
+    return f"{name}-{number}"
