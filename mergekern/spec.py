@@ -20,7 +20,7 @@ Rescale = Literal["none", "drop_rate", "l1"]
 Ballot = Literal["weighted", "unweighted"]
 Scope = Literal["tensor", "model"]
 Ties = Literal["index", "keep"]
-Statistics = Literal["", "fisher"]
+Statistics = Literal["", "fisher", "masks"]
 Rest = Literal["base", "mean", "vocabulary"]
 Energy = Literal["", "tensor", "module", "layer", "model"]
 
@@ -40,8 +40,8 @@ class Spec:
     the tensor or what it is a part of, and weights are equal where the squares of all deltas have a
     mean of 0, or below least_energy. pool: what such tensors have in common, as the planner names
     it; shares: the weights of a pool, once they are found.
-    statistics: of each expert, made from data elsewhere, are inputs behind the experts; there is no
-    base then. rest says what becomes of a tensor that has none.
+    statistics: of each expert, made from data elsewhere, are inputs behind the experts. rest says
+    what becomes of a tensor that has none.
     What follows from them is found out once, as all tensors with equal parameters share a spec.
     """
 
@@ -136,6 +136,11 @@ class Spec:
         """
         kept_whole = self.ties == "keep" and any(self.gamma)
         return self.trims and not (self.drops or kept_whole) and self.asks is None
+
+    @cached_property
+    def of_weights(self) -> bool:
+        """True when its statistics weigh the models' weights, base or not; masks choose deltas."""
+        return self.statistics not in ("", "masks")
 
     @cached_property
     def asks(self) -> Hashable:

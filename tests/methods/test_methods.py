@@ -45,6 +45,7 @@ def test_the_table_has_what_recipes_name() -> None:
         "fisher",
         "sce",
         "localize_and_stitch",
+        "stitch",
         "varm",
     ]
 
