@@ -12,7 +12,7 @@ from mergekern.terminal import one_line_errors
 
 # What collects is imported when it does: other commands start without it.
 
-KindName = Annotated[str, typer.Argument(metavar="KIND", help="fisher or gram.")]
+KindName = Annotated[str, typer.Argument(metavar="KIND", help="fisher, gram or masks.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a Hub id, or base+adapter.")]
 Data = Annotated[str, typer.Option(help="A .jsonl, .json or text file, or a dataset of the Hub.")]
 Samples = Annotated[int, typer.Option(help="How many are drawn at random.")]
@@ -22,7 +22,18 @@ File = Annotated[
 LabelsOf = Annotated[
     str, typer.Option("--labels", help="Of fisher: empirical (the data's), hard (the model's own).")
 ]
-Embeddings = Annotated[bool, typer.Option("--embeddings", help="Of fisher: embeddings as well.")]
+Embeddings = Annotated[
+    bool,
+    typer.Option("--embeddings", help="Of fisher: embeddings as well; of masks: the head too."),
+]
+Base = Annotated[
+    str | None, typer.Option("--base", "-b", help="Of masks: what the model was fine-tuned from.")
+]
+Sparsity = Annotated[float, typer.Option(help="Of masks: the fraction that they begin with.")]
+Bias = Annotated[float, typer.Option(help="Of masks: their first logits are plus and minus this.")]
+Rate = Annotated[float, typer.Option(help="Of masks: what gradients are multiplied by.")]
+L1 = Annotated[float, typer.Option(help="Of masks: the push towards fewer elements.")]
+Epochs = Annotated[int, typer.Option(help="Of masks: how often all samples are gone through.")]
 Length = Annotated[int, typer.Option(help="Tokens that a sample is cut to.")]
 Drawn = Annotated[int, typer.Option(min=0, help="Of the samples that are drawn.")]
 Split = Annotated[str, typer.Option(help="Of a dataset.")]
@@ -39,6 +50,12 @@ def collect_command(
     output: File = None,
     labels: LabelsOf = "empirical",
     embeddings: Embeddings = False,
+    base: Base = None,
+    sparsity: Sparsity = 0.1,
+    bias: Bias = 3.0,
+    rate: Rate = 1e8,
+    l1: L1 = 0.0,
+    epochs: Epochs = 1,
     max_length: Length = 2048,
     seed: Drawn = 0,
     split: Split = "train",
@@ -49,7 +66,8 @@ def collect_command(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Collect statistics of a model over data: fisher, for the method of that name, or gram."""
+    """Collect statistics of a model over data: fisher and masks, for the methods fisher and
+    stitch, or gram."""
     with one_line_errors(debug):
         from mergekern.collect.run import collect
 
@@ -58,6 +76,12 @@ def collect_command(
             "output": output,
             "labels": labels,
             "embeddings": embeddings,
+            "base": base,
+            "sparsity": sparsity,
+            "bias": bias,
+            "rate": rate,
+            "l1": l1,
+            "epochs": epochs,
             "max_length": max_length,
             "seed": seed,
             "split": split,
