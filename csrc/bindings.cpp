@@ -137,6 +137,7 @@ void bind_enums(py::module_& m) {
       .value("overlap_mean", Formula::overlap_mean)
       .value("consensus", Formula::consensus)
       .value("fisher", Formula::fisher)
+      .value("stitch", Formula::stitch)
       .value("importance", Formula::importance)
       .value("fusion", Formula::fusion);
 }

@@ -61,6 +61,7 @@ class Formula:
     overlap_mean: Formula
     consensus: Formula
     fisher: Formula
+    stitch: Formula
     importance: Formula
     fusion: Formula
 

@@ -196,7 +196,7 @@ class Fitting:
             if only.dtype == dtype or only.dtype not in MERGEABLE:
                 return _copy(name, own, note)
         self.check_mergeable(name, fit)
-        based = members.deltas and spec is not AS_IS and not spec.statistics
+        based = members.deltas and spec is not AS_IS and not spec.of_weights
         statistics: tuple[Input, ...] = ()
         if spec.statistics:
             statistics = self._statistics(output, experts, fit)

@@ -15,12 +15,15 @@ from mergekern.dtypes import MERGEABLE, DType, dtype_name
 from mergekern.errors import CheckpointError, MismatchError
 from mergekern.outputs import Held
 from mergekern.plan import Input
-from mergekern.recipe import Recipe
+from mergekern.recipe import Recipe, Source
+
+GRAMS = ("gram", "regmean_plusplus")  # kinds that are matrices over inputs
 
 
 def check_statistics(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
-    """Raise unless every statistics file is of the model that it is named beside, and those that
-    were collected along a merge are of this one. Returns notes on what is other than there.
+    """Raise unless every statistics file is of the model that it is named beside, and for the base
+    that deltas are taken from, where it was made with one; and unless those that were collected
+    along a merge are of this one. Returns notes on what is other than there.
 
     checkpoints: as they were opened, in the order of recipe.sources. What is in memory says nothing
     of where it comes from, and is believed.
@@ -28,9 +31,8 @@ def check_statistics(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> tuple
     opened = {id(s): c for s, c in zip(recipe.sources, checkpoints, strict=True)}
     questions: dict[str, Mapping[str, Any]] = {}
     for expert, source in zip(recipe.experts, recipe.statistics, strict=bool(recipe.statistics)):
-        statistics, model = opened[id(source)], opened[id(expert)]
         mend = f"`mergekern collect {recipe.method.statistics} --model {expert.label}` makes it"
-        for file in statistics.files.values():
+        for file in opened[id(source)].files.values():
             found = provenance_in(read_header(file).metadata)
             kind = "something else" if found is None else found.get("kind")
             if found is None or kind != recipe.method.statistics:
@@ -38,13 +40,16 @@ def check_statistics(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> tuple
                     f"statistics {source.label} of model {expert.label}: holds {kind}; want a file "
                     f"of {recipe.method.statistics}: {mend}"
                 )
-            questions[source.label] = found.get("question", {})
-            of = questions[source.label].get("identity")
-            if model.on_disk and of != identity_of(model):
-                raise MismatchError(
-                    f"statistics {source.label}: was made from another model, "
-                    f"{found.get('model')}, than {expert.label} (or that has changed since): {mend}"
-                )
+            asked = questions[source.label] = found.get("question", {})
+            made_from = [("model", asked.get("identity"), expert)]
+            if "base" in asked:
+                made_from += [("base", asked["base"], base) for base in _bases(recipe, expert)]
+            for what, identity, model in made_from:
+                if opened[id(model)].on_disk and identity != identity_of(opened[id(model)]):
+                    raise MismatchError(
+                        f"statistics {source.label}: was made from another {what}, "
+                        f"{found.get(what)}, than {model.label} (or that has changed since): {mend}"
+                    )
     if recipe.method.statistics != "regmean_plusplus" or not questions:
         return ()
     return _check_along(recipe, questions)
@@ -76,6 +81,12 @@ def _check_along(recipe: Recipe, questions: Mapping[str, Mapping[str, Any]]) -> 
 
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def _bases(recipe: Recipe, expert: Source) -> list[Source]:
+    """Those that an expert's deltas are taken from."""
+    parts = [part for part in recipe.parts if any(e.source is expert for e in part.experts)]
+    return list({id(part.base): part.base for part in parts if part.base is not None}.values())
 
 
 @dataclass(frozen=True)
@@ -193,7 +204,7 @@ def informed_of(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> Informed:
     place = {id(source): number for number, source in enumerate(recipe.sources)}
     pairs = zip(recipe.experts, recipe.statistics, strict=bool(recipe.statistics))
     places = {place[id(e)]: place[id(s)] for e, s in pairs}
-    return Informed(places, checkpoints, recipe.method.statistics != "fisher")
+    return Informed(places, checkpoints, recipe.method.statistics in GRAMS)
 
 
 def _provenance(statistics: Checkpoint) -> dict[str, Any]:

@@ -20,7 +20,7 @@ Rescale = Literal["none", "drop_rate", "l1"]
 Ballot = Literal["weighted", "unweighted"]
 Scope = Literal["tensor", "model"]
 Ties = Literal["index", "keep"]
-Statistics = Literal["", "fisher", "gram", "regmean_plusplus"]
+Statistics = Literal["", "fisher", "gram", "regmean_plusplus", "masks"]
 Rescaler = Literal["paper", "code"]
 Emitted = Literal["vector", "mask", "sums"]
 Rest = Literal["base", "mean", "vocabulary"]
@@ -71,9 +71,9 @@ class Spec:
     the tensor or what it is a part of, and weights are equal where the squares of all deltas have a
     mean of 0, or below least_energy. pool: what such tensors have in common, as the planner names
     it; shares: the weights of a pool, once they are found.
-    statistics: of each expert, made from data elsewhere, are inputs behind the experts; there is no
-    base then. rest says what becomes of a tensor that has none. With a regression they are the
-    matrices of one, and what it finds is the one input of the rule.
+    statistics: of each expert, made from data elsewhere, are inputs behind the experts. rest says
+    what becomes of a tensor that has none. With a regression they are the matrices of one, and what
+    it finds is the one input of the rule.
     unify: of the rule "unify", for which all else is left as it is.
     What follows from them is found out once, as all tensors with equal parameters share a spec.
     """
@@ -171,6 +171,11 @@ class Spec:
         """
         kept_whole = self.ties == "keep" and any(self.gamma)
         return self.trims and not (self.drops or kept_whole) and self.asks is None
+
+    @cached_property
+    def of_weights(self) -> bool:
+        """True when its statistics weigh the models' weights, base or not; masks choose deltas."""
+        return self.statistics not in ("", "masks")
 
     @cached_property
     def asks(self) -> Hashable:

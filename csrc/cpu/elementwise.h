@@ -184,6 +184,53 @@ void fisher(const Elementwise& f, const Tile& t, int64_t begin, int64_t end, voi
   }
 }
 
+// Adds a delta, times its weight, where its mask is set, and 1 to how many are.
+template <typename Work>
+void add_masked(Work weight, const Work* __restrict__ d, const Work* __restrict__ mask,
+                Work* __restrict__ sum, Work* __restrict__ masks, int n) {
+  for (int i = 0; i < n; ++i) {
+    const bool masked = mask[i] != 0;
+    const Work v = d[i] * weight;
+    sum[i] = sum[i] + (masked ? v : Work(0));
+    masks[i] = masks[i] + (masked ? Work(1) : Work(0));
+  }
+}
+
+// out = base + scale sum / masks, in a sum of one as in near_swap_block
+template <typename Work>
+void stitch_block(Work scale, const Work* __restrict__ base, const Work* __restrict__ masks,
+                  Work* __restrict__ sum, int n) {
+  for (int i = 0; i < n; ++i) {
+    const Work mean = sum[i] / (masks[i] < 1 ? Work(1) : masks[i]);
+    sum[i] = Work(0) + (base[i] + mean * scale);
+  }
+}
+
+// The second half of the experts are the masks of the first; the coef of an expert is the weight of
+// its delta.
+template <typename Work>
+void stitch(const Elementwise& f, const Tile& t, int64_t begin, int64_t end, void* out,
+            DType out_dtype, Findings* found) {
+  const Scratch<Work> scratch(5);
+  Work *base = scratch[0], *d = scratch[1], *mask = scratch[2], *sum = scratch[3];
+  Work* masks = scratch[4];
+  const int models = t.count / 2;
+  for (int64_t at = begin; at < end; at += kStep) {
+    const int n = static_cast<int>(end - at < kStep ? end - at : kStep);
+    if (!widen_block(t.base, t.base_dtype, at, base, n)) found->non_finite[0] = 1;
+    clear(sum, n);
+    clear(masks, n);
+    for (int k = 0; k < models; ++k) {
+      const Expert &e = t.experts[k], &m = t.experts[models + k];
+      if (!delta_block<false>(e, at, base, d, n, 0, 0)) found->non_finite[1 + k] = 1;
+      if (!widen_block(m.data, m.dtype, at, mask, n)) found->non_finite[1 + models + k] = 1;
+      add_masked(static_cast<Work>(e.coef), d, mask, sum, masks, n);
+    }
+    stitch_block(static_cast<Work>(f.t), base, masks, sum, n);
+    if (!round_block(sum, out, out_dtype, at, n)) found->overflow = true;
+  }
+}
+
 // The factor of each element's row.
 template <typename Work>
 void spread_rows(const Elementwise& f, int64_t element, Work* factor, int n) {
@@ -269,6 +316,7 @@ void elementwise(const Elementwise& f, const Tile& t, int64_t begin, int64_t end
     case Formula::overlap_mean: return overlap_mean<Work>(f, t, begin, end, out, out_dtype, found);
     case Formula::consensus: return consensus<Work>(f, t, begin, end, out, out_dtype, found);
     case Formula::fisher: return fisher<Work>(f, t, begin, end, out, out_dtype, found);
+    case Formula::stitch: return stitch<Work>(f, t, begin, end, out, out_dtype, found);
     case Formula::importance:
     case Formula::fusion: return fusion<Work>(f, t, begin, end, out, out_dtype, found);
   }

@@ -48,10 +48,18 @@ constexpr int64_t kPanel = 128;            // rows of a triangle that are solved
 constexpr int64_t kDenseRoom = 56 * 1024;  // doubles: what is packed
 
 // A method that is a function of each element; see cpu/elementwise.h.
-enum class Formula : int32_t { near_swap, overlap_mean, importance, fusion, consensus, fisher };
+enum class Formula : int32_t {
+  near_swap,
+  overlap_mean,
+  importance,
+  fusion,
+  consensus,
+  fisher,
+  stitch
+};
 struct Elementwise {
   Formula formula;
-  double t;        // near_swap: how far a difference is taken over whole; consensus: the scale
+  double t;  // near_swap: how far a difference is taken over whole; consensus, stitch: the scale
   double epsilon;  // near_swap: the least difference; overlap_mean: the largest that is no change;
                    // fusion: the least importance of one that is taken over; consensus: the least
                    // number of masks; fisher: what is added to every diagonal

@@ -23,6 +23,7 @@ from mergekern.methods.elementwise import (
     ramplus_tl,
 )
 from mergekern.methods.fisher import EPSILON, important_mean
+from mergekern.methods.stitch import stitched_mean
 
 Spelled = tuple[_C.Elementwise, tuple[ExpertScalars, ...]]  # how, and with what of each expert
 
@@ -62,12 +63,20 @@ def _consensus(op: FusedOp, parameters: Mapping[str, Any]) -> Spelled:
 
 
 def _fisher(op: FusedOp, parameters: Mapping[str, Any]) -> Spelled:
-    """Weights go with the models; the diagonals behind them have none."""
-    weight = parameters["weight"]
     mean = _C.Elementwise(formula=_C.Formula.fisher, epsilon=EPSILON)
+    return mean, _of_models(op, parameters["weight"])
+
+
+def _stitch(op: FusedOp, parameters: Mapping[str, Any]) -> Spelled:
+    mean = _C.Elementwise(formula=_C.Formula.stitch, t=parameters["lambda_"])
+    return mean, _of_models(op, parameters["weight"])
+
+
+def _of_models(op: FusedOp, weight: tuple[float, ...]) -> tuple[ExpertScalars, ...]:
+    """Weights go with the models; the statistics behind them have none."""
     coefs = (*weight, *(0.0 for _ in weight))
     scalars = zip(op.experts, coefs, strict=True)
-    return mean, tuple(ExpertScalars(e.index, coef=coef) for e, coef in scalars)
+    return tuple(ExpertScalars(e.index, coef=coef) for e, coef in scalars)
 
 
 def _by_rows(formula: _C.Formula, op: FusedOp, epsilon: float = 0.0) -> Spelled:
@@ -94,6 +103,7 @@ _SPELLINGS: tuple[tuple[Any, Callable[[FusedOp, Mapping[str, Any]], Spelled]], .
     (ramplus_tl, _overlap_mean),
     (consensus, _consensus),
     (important_mean, _fisher),
+    (stitched_mean, _stitch),
     (importance, _importance),
     (arcee_fusion, _fusion),
 )

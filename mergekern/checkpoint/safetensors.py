@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from mergekern.arrays import HOST
-from mergekern.checkpoint.base import listing
+from mergekern.checkpoint.base import Checkpoint, listing
+from mergekern.checkpoint.bits import SHAPES, BitsCheckpoint
 from mergekern.checkpoint.contents import Contents
 from mergekern.checkpoint.files import FileState, WeightFile
 from mergekern.checkpoint.header import Header, read_header
 from mergekern.checkpoint.index import check_index, read_index, shard_names
 from mergekern.checkpoint.placed import Placed
+from mergekern.checkpoint.provenance import provenance_in
 from mergekern.collector import collector_paused
 from mergekern.errors import CheckpointError
 
@@ -78,10 +80,13 @@ class SafetensorsCheckpoint:
 
 def open_single(
     label: str, path: Path, folder: Path | None, config: Mapping[str, Any]
-) -> SafetensorsCheckpoint:
-    """A checkpoint in one file."""
+) -> Checkpoint:
+    """A checkpoint in one file; one of packed masks as what they mark."""
     file = WeightFile(path, path.name)
-    return SafetensorsCheckpoint(label, [file], {file.name: read_header(file)}, folder, config)
+    header = read_header(file)
+    whole = SafetensorsCheckpoint(label, [file], {file.name: header}, folder, config)
+    shapes = (provenance_in(header.metadata) or {}).get(SHAPES)
+    return BitsCheckpoint(whole, shapes) if isinstance(shapes, dict) else whole
 
 
 @collector_paused()

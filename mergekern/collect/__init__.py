@@ -1,4 +1,5 @@
-"""Statistics that need data: diagonals of the Fisher information, and Gram matrices of activations.
+"""Statistics that need data: diagonals of the Fisher information, Gram matrices of activations, and
+masks of deltas.
 
 The package is also the call: mergekern.collect("fisher", model, data) is run.collect(). Nothing is
 imported before it is used: merges do without torch's models and tokenizers.

@@ -27,9 +27,10 @@ from mergekern.collect.run import (
     Kind,
     check_choices,
     device_of,
-    nbytes_of,
+    gram_bytes,
     open_model,
     question_of,
+    run_in,
     torch_dtype,
 )
 from mergekern.collect.showing import choose_showing
@@ -132,6 +133,7 @@ def collect_along(
             draw(given, tokenizer_of(expert), samples, max_length, seed)
             for given, expert in zip(texts, experts, strict=True)
         ]
+        dtype = run_in(dtype, where)
         network = Network(donor or experts[0], where, torch_dtype(dtype))
         options = {"seed": seed, "max_length": max_length, "dtype": dtype}
         along: dict[str, Any] = {"base": None if donor is None else identity_of(donor)}
@@ -180,7 +182,7 @@ def _streams(
 ) -> list[Stream]:
     """Of each expert. What the others are, and the merge, is part of each one's question."""
     questions = [
-        question_of(KIND, expert, given, mine, options)
+        question_of(KIND, expert, None, given, mine, options)
         for expert, given, mine in zip(experts, texts, drawn, strict=True)
     ]
     along["models"] = [question["identity"] for question in questions]
@@ -188,7 +190,7 @@ def _streams(
     names = [Path(expert.label).name for expert in experts]
     if len(set(names)) < len(names):
         raise CollectError(f"{KIND}: two models end in one name ({', '.join(names)}): rename one")
-    nbytes, streams = nbytes_of("gram", network, experts[0], False), []
+    nbytes, streams = gram_bytes(network), []
     for name, expert, given, mine, question in zip(
         names, experts, texts, drawn, questions, strict=True
     ):

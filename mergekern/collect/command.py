@@ -13,7 +13,9 @@ from mergekern.terminal import one_line_errors
 
 # What collects is imported when it does: other commands start without it.
 
-KindName = Annotated[str, typer.Argument(metavar="KIND", help="fisher, gram or regmean_plusplus.")]
+KindName = Annotated[
+    str, typer.Argument(metavar="KIND", help="fisher, gram, masks or regmean_plusplus.")
+]
 Model = Annotated[
     list[str], typer.Option("--model", "-m", help="A folder, a Hub id, or base+adapter.")
 ]
@@ -32,13 +34,26 @@ File = Annotated[
 LabelsOf = Annotated[
     str, typer.Option("--labels", help="Of fisher: empirical (the data's), hard (the model's own).")
 ]
-Embeddings = Annotated[bool, typer.Option("--embeddings", help="Of fisher: embeddings as well.")]
+Embeddings = Annotated[
+    bool,
+    typer.Option("--embeddings", help="Of fisher: embeddings as well; of masks: the head too."),
+]
+Base = Annotated[
+    str | None,
+    typer.Option("--base", "-b", help="Of masks and regmean_plusplus: what was fine-tuned."),
+]
+Sparsity = Annotated[float, typer.Option(help="Of masks: the fraction that they begin with.")]
+Bias = Annotated[float, typer.Option(help="Of masks: their first logits are plus and minus this.")]
+Rate = Annotated[float, typer.Option(help="Of masks: what gradients are multiplied by.")]
+L1 = Annotated[float, typer.Option(help="Of masks: the push towards fewer elements.")]
+Epochs = Annotated[int, typer.Option(help="Of masks: how often all samples are gone through.")]
 Length = Annotated[int, typer.Option(help="Tokens that a sample is cut to.")]
 Drawn = Annotated[int, typer.Option(min=0, help="Of the samples that are drawn.")]
 Split = Annotated[str, typer.Option(help="Of a dataset.")]
-RunDtype = Annotated[str | None, typer.Option(help="Run in; default: as the model is stored.")]
+RunDtype = Annotated[
+    str | None, typer.Option(help="Run in; default: float32 on a CPU, else as it is stored.")
+]
 Place = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
-Base = Annotated[str | None, typer.Option(help="Of regmean_plusplus: the base of the merge.")]
 Weight = Annotated[
     list[float] | None, typer.Option(help="Of regmean_plusplus: of each model, or one for all.")
 ]
@@ -63,6 +78,11 @@ def collect_command(
     reduction: Reduction = 0.9,
     singular: SingularOf = "error",
     rest: RestOf = "vocabulary",
+    sparsity: Sparsity = 0.1,
+    bias: Bias = 3.0,
+    rate: Rate = 1e8,
+    l1: L1 = 0.0,
+    epochs: Epochs = 1,
     max_length: Length = 2048,
     seed: Drawn = 0,
     split: Split = "train",
@@ -73,9 +93,11 @@ def collect_command(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Collect statistics of a model over data: fisher or gram, for fisher and regmean; or of
-    several models, each with its data, along their merge: regmean_plusplus."""
+    """Collect statistics of a model over data: fisher, gram and masks, for the methods fisher,
+    regmean and stitch; or of several models, each with its data, along their merge:
+    regmean_plusplus."""
     options: dict[str, Any] = {
+        "base": base,
         "samples": samples,
         "output": output,
         "max_length": max_length,
@@ -90,10 +112,11 @@ def collect_command(
     with one_line_errors(debug):
         if kind == "regmean_plusplus":
             weights: Any = 1.0 if not weight else weight[0] if len(weight) == 1 else weight
-            options |= {"base": base, "weight": weights, "reduction": reduction}
+            options |= {"weight": weights, "reduction": reduction}
             found = _along(model, data, options | {"singular": singular, "rest": rest})
         else:
-            options |= {"labels": labels, "embeddings": embeddings}
+            options |= {"labels": labels, "embeddings": embeddings, "sparsity": sparsity}
+            options |= {"bias": bias, "rate": rate, "l1": l1, "epochs": epochs}
             found = [_alone(kind, model, data, options)]
         for each in found if not quiet else ():
             typer.echo(str(each))

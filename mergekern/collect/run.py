@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,9 @@ from mergekern.checkpoint.identity import identity_of
 from mergekern.collect.data import Sample, Texts, draw, read_texts
 from mergekern.collect.fisher import LABELS, Labels, collect_fisher, fisher_keys
 from mergekern.collect.gram import collect_gram, linear_layers
+from mergekern.collect.masks import Deltas, Training, collect_masks, masked_keys
 from mergekern.collect.network import Network, tokenizer_of
-from mergekern.collect.showing import choose_showing
+from mergekern.collect.showing import Showing, choose_showing
 from mergekern.collect.store import Store
 from mergekern.dtypes import parse_dtype, to_torch
 from mergekern.errors import CollectError
@@ -26,8 +28,8 @@ from mergekern.recipe import parse_source
 from mergekern.sizes import format_size
 from mergekern.version import __version__
 
-Kind = Literal["fisher", "gram", "regmean_plusplus"]
-KINDS: tuple[Kind, ...] = ("fisher", "gram", "regmean_plusplus")
+Kind = Literal["fisher", "gram", "masks", "regmean_plusplus"]
+KINDS: tuple[Kind, ...] = ("fisher", "gram", "masks", "regmean_plusplus")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,65 @@ class Collection:
         return f"{of}; {format_size(self.nbytes)} in {self.seconds:.1f} s"
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What is to be done, and with which models.
+
+    network: of the base, where there is one
+    options: all that the numbers depend on besides models and data
+    """
+
+    kind: Kind
+    model: Checkpoint
+    base: Checkpoint | None
+    network: Network
+    samples: Sequence[Sample]
+    device: str
+    options: Mapping[str, Any]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(sample.ids) for sample in self.samples)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of the tensors that get numbers of their own, as the checkpoint calls them."""
+        keys = masked_keys if self.kind == "masks" else fisher_keys
+        asked = keys(self.network, self.options["embeddings"])
+        return [self.network.stored(key) for key in asked]
+
+    @cached_property
+    def deltas(self) -> Deltas:
+        assert self.base is not None, "masks without a base"
+        return Deltas(self.model, self.base, self.names, self.device)
+
+    @cached_property
+    def training(self) -> Training:
+        return Training(**{each.name: self.options[each.name] for each in fields(Training)})
+
+    @property
+    def nbytes(self) -> int:
+        if self.kind == "gram":
+            return gram_bytes(self.network)
+        if self.kind == "masks":
+            return self.deltas.nbytes
+        return sum(4 * self.model.tensors[name].numel for name in self.names)
+
+    def run(self, store: Store, showing: Showing) -> tuple[list[str], dict[str, Any]]:
+        """The names of the parts that it is in, and what the file says of them."""
+        network, samples, device, show = self.network, self.samples, self.device, showing.advance
+        if self.kind == "gram":
+            layers = network.model.config.get_text_config().num_hidden_layers
+            showing.start(layers * len(samples), "samples through layers")
+            return collect_gram(network, samples, store, device, show)
+        if self.kind == "fisher":
+            showing.start(len(samples), "samples")
+            asked = self.options["labels"], self.options["embeddings"]
+            return collect_fisher(network, samples, store, device, show, *asked)
+        showing.start(self.training.epochs * len(samples), "samples")
+        return collect_masks(network, self.deltas, samples, store, device, show, self.training)
+
+
 def collect(
     kind: Kind,
     model: str | Path,
@@ -69,6 +130,12 @@ def collect(
     output: str | Path | None = None,
     labels: Labels = "empirical",
     embeddings: bool = False,
+    base: str | Path | None = None,
+    sparsity: float = 0.1,
+    bias: float = 3.0,
+    rate: float = 1e8,
+    l1: float = 0.0,
+    epochs: int = 1,
     max_length: int = 2048,
     seed: int = 0,
     split: str = "train",
@@ -81,92 +148,94 @@ def collect(
     """Collect what merges may need to know of one model, into a safetensors file.
 
     kind:       fisher: a diagonal for every parameter, see fisher.py for its two formulas;
-                gram: a matrix for what every linear layer sees, see gram.py
+                gram: a matrix for what every linear layer sees, see gram.py;
+                masks: a bit for every parameter, see masks.py for how they are trained
     model:      a folder, a Hub id, or base+adapter
     data:       a .jsonl, .json or text file, or a dataset of the Hub; see data.py
     samples:    how many are drawn, by the seed alone; each is cut to max_length tokens
     output:     the file; MODEL.KIND.safetensors in the working folder if not given
     labels:     of fisher: empirical (the tokens of the data), hard (the model's own last one)
-    embeddings: of fisher: the input embeddings as well
+    embeddings: of fisher: the input embeddings as well; of masks: these and the head
+    base:       of masks: the model that this one was fine-tuned from
+    sparsity, bias, rate, l1, epochs: of masks: the fraction that they begin with, their first
+                logits, what gradients are multiplied by, the push towards fewer, how often all
+                samples are gone through; 0 epochs leave them as they begin
     split:      of a dataset
-    dtype:      the model is run in; as it is stored if not given
+    dtype:      the model is run in; if not given float32 on a CPU, and on a GPU as it is stored
     device:     auto (a GPU if there is one), cpu, cuda or cuda:1
     dry_run:    say what would be collected, and how large it is
-    What is finished is not done again after a kill: layers of gram, tenths of fisher's samples.
+    What is finished is not done again after a kill: layers of gram, tenths of the samples of
+    fisher, and of each epoch of masks.
     Raises CollectError, CheckpointError or OutputError, naming what was found and the mend.
     """
-    check_choices(kind, labels, samples, max_length)
+    check_choices(kind, labels, samples, max_length, base)
     if kind == "regmean_plusplus":
         raise CollectError(
             f"{kind} is collected of all models at once: mergekern.collect.collect_along()"
         )
+    where = device_of(device)
+    dtype = run_in(dtype, where)
+    options: dict[str, Any] = {"seed": seed, "max_length": max_length, "dtype": dtype}
+    if kind == "fisher":
+        options |= {"labels": labels, "embeddings": embeddings}
+    if kind == "masks":
+        training = Training(sparsity, bias, rate, l1, epochs)
+        options |= {"embeddings": embeddings, **asdict(training)}
     began = time.monotonic()
-    with closing(open_model(model, cache)) as checkpoint, ambient.set_aside():
+    with ExitStack() as stack:
+        checkpoint = stack.enter_context(closing(open_model(model, cache)))
+        origin = None
+        if base is not None:
+            origin = stack.enter_context(closing(open_model(base, cache, "base")))
+        stack.enter_context(ambient.set_aside())
         texts = read_texts(data, split)
         drawn = draw(texts, tokenizer_of(checkpoint), samples, max_length, seed)
-        network = Network(checkpoint, device_of(device), torch_dtype(dtype))
-        options: dict[str, Any] = {"seed": seed, "max_length": max_length, "dtype": dtype}
-        if kind == "fisher":
-            options |= {"labels": labels, "embeddings": embeddings}
+        network = Network(origin or checkpoint, where, torch_dtype(dtype))
+        task = _Task(kind, checkpoint, origin, network, drawn, where, options)
         path = Path(
             f"{Path(checkpoint.label).name}.{kind}.safetensors" if output is None else output
         )
-        store = Store(path.expanduser(), question_of(kind, checkpoint, texts, drawn, options))
-        nbytes = nbytes_of(kind, network, checkpoint, embeddings)
-        tokens = sum(len(sample.ids) for sample in drawn)
-        told = Collection(kind, path, str(model), samples, tokens, nbytes, found=store.finished)
+        question = question_of(kind, checkpoint, origin, texts, drawn, options)
+        store = Store(path.expanduser(), question)
+        size = samples, task.tokens, task.nbytes
+        told = Collection(kind, path, str(model), *size, found=store.finished)
         if dry_run or told.found:
             return told
-        nbytes = _collect(
-            kind, network, drawn, store, device_of(device), quiet, options, checkpoint
-        )
+        nbytes = _collect(task, store, quiet)
         return replace(told, nbytes=nbytes, seconds=time.monotonic() - began)
 
 
-def _collect(
-    kind: Kind,
-    network: Network,
-    samples: Sequence[Sample],
-    store: Store,
-    device: str,
-    quiet: bool,
-    options: dict[str, Any],
-    checkpoint: Checkpoint,
-) -> int:
+def _collect(task: _Task, store: Store, quiet: bool) -> int:
     """Run it, and write the file. Returns its bytes."""
     store.open()
-    with choose_showing(kind, quiet) as showing:
-        if kind == "gram":
-            layers = network.model.config.get_text_config().num_hidden_layers
-            showing.start(layers * len(samples), "samples through layers")
-            parts, said = collect_gram(network, samples, store, device, showing.advance)
-        else:
-            showing.start(len(samples), "samples")
-            asked = options["labels"], options["embeddings"]
-            parts, said = collect_fisher(network, samples, store, device, showing.advance, *asked)
-    checkpoint.verify_unchanged()
-    about = {"kind": kind, "model": checkpoint.label, "files": input_files(checkpoint)}
+    with choose_showing(task.kind, quiet) as showing:
+        parts, said = task.run(store, showing)
+    about = {"kind": task.kind, "model": task.model.label, "files": input_files(task.model)}
+    if task.base is not None:
+        about |= {"base": task.base.label, "base_files": input_files(task.base)}
+        task.base.verify_unchanged()
+    task.model.verify_unchanged()
     return store.finish(parts, {**about, **said, "version": __version__})
 
 
 def question_of(
     kind: Kind,
-    checkpoint: Checkpoint,
+    model: Checkpoint,
+    base: Checkpoint | None,
     texts: Texts,
     samples: Sequence[Sample],
-    options: dict[str, Any],
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All that the numbers depend on, but for the machine."""
     tokens = sum(len(sample.ids) for sample in samples)
     data = {**texts.origin, "samples": len(samples), "tokens": tokens}
-    identity = identity_of(checkpoint)
-    return {"kind": kind, "identity": identity, "data": data, "options": options}
+    based = {} if base is None else {"base": identity_of(base)}
+    made_from = {"identity": identity_of(model), **based}
+    return {"kind": kind, **made_from, "data": data, "options": dict(options)}
 
 
-def nbytes_of(kind: Kind, network: Network, checkpoint: Checkpoint, embeddings: bool) -> int:
-    if kind == "fisher":
-        keys = fisher_keys(network, embeddings)
-        return sum(4 * checkpoint.tensors[network.stored(key)].numel for key in keys)
+def gram_bytes(network: Network) -> int:
+    """Of all matrices, as if no two layers shared one."""
     return sum(4 * width**2 for width in map(inputs_of, linear_layers(network)))
 
 
@@ -175,8 +244,8 @@ def inputs_of(linear: Any) -> int:
     return int(getattr(linear, "in_features", 0) or linear.weight.shape[0])
 
 
-def open_model(model: str | Path, cache: str | Path | None) -> Checkpoint:
-    source = parse_source(model, "model")
+def open_model(model: str | Path, cache: str | Path | None, what: str = "model") -> Checkpoint:
+    source = parse_source(model, what)
     lora = source.lora
     return open_checkpoint(
         source.where,
@@ -188,13 +257,24 @@ def open_model(model: str | Path, cache: str | Path | None) -> Checkpoint:
     )
 
 
-def check_choices(kind: str, labels: str, samples: int, max_length: int) -> None:
+def check_choices(
+    kind: str, labels: str, samples: int, max_length: int, base: str | Path | None = None
+) -> None:
     for name, value, choices in (("kind", kind, KINDS), ("labels", labels, LABELS)):
         if value not in choices:
             raise CollectError(f"{name} is {value!r}; want one of {', '.join(choices)}")
     for name, number, least in (("samples", samples, 1), ("max_length", max_length, 2)):
         if number < least:
             raise CollectError(f"{name} is {number}; want {least} or more")
+    if (base is None) == (kind == "masks"):
+        found = "needs the base that the model was fine-tuned from: give --base"
+        raise CollectError(f"{kind} {found if base is None else 'takes no --base: leave it out'}")
+
+
+def run_in(dtype: str | None, device: str) -> str | None:
+    """The dtype that is asked for; if none, float32 on a CPU, as most are several times slower at
+    narrower ones, and elsewhere what the model is stored in, None."""
+    return "float32" if dtype is None and device == "cpu" else dtype
 
 
 def torch_dtype(name: str | None) -> torch.dtype | None:

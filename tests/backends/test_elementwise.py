@@ -133,6 +133,21 @@ def test_fisher(data: st.DataObject, case: tuple[Tile, DType], dtype: torch.dtyp
 
 
 @GRID
+@given(data=st.data(), case=cases(5), dtype=st.sampled_from(FLOATS))
+def test_stitch(data: st.DataObject, case: tuple[Tile, DType], dtype: torch.dtype) -> None:
+    """What is not 0 is a mask; the experts come before them."""
+    t, work = case
+    g = torch.Generator().manual_seed(t.numel)
+    share = data.draw(st.sampled_from([0.0, 0.1, 0.7, 1.0]))
+    marks = tuple((torch.rand(t.numel, generator=g) < share).bfloat16() for _ in t.experts)
+    marks[0][::5], marks[0][1::7] = -0.0, 0.25
+    weight = tuple(data.draw(st.sampled_from([1.0, 0.5, 1 / 3, -2.0, 0.0])) for _ in t.experts)
+    scale = data.draw(st.sampled_from([1.0, 0.3, -2.0, 0.0]))
+    t = replace(t, experts=(*t.experts, *marks))
+    assert_same(op_of("stitch", t, work, weight=weight, lambda_=scale), t, dtype)
+
+
+@GRID
 @given(
     case=cases(1), width=st.sampled_from([1, 3, 100, 512, 70_000]), dtype=st.sampled_from(FLOATS)
 )

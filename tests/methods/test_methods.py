@@ -48,6 +48,7 @@ def test_the_table_has_what_recipes_name() -> None:
         "regmean_plusplus",
         "sce",
         "localize_and_stitch",
+        "stitch",
         "varm",
     ]
 
