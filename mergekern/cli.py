@@ -1,4 +1,4 @@
-"""The command line: mergekern merge | plan | methods | collect | evaluate | suite | env | demo."""
+"""The command line: mergekern merge, plan, methods, collect, evaluate, suite, lab, env, demo."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ from mergekern.flags import (
     Truncate,
     What,
 )
+from mergekern.lab.command import lab
 from mergekern.manual import methods_table, tell
 from mergekern.methods import get_method, load_plugin
 from mergekern.progress import choose_progress
@@ -183,7 +184,7 @@ def demo_command(
 ) -> None:
     """Make small real experts, merge them three ways, evaluate base, experts and merges."""
     with one_line_errors(debug):
-        from mergekern.demo import run_demo
+        from mergekern.lab import run_demo
 
         run_demo(output=output, cache=cache, threads=threads)
 
@@ -192,6 +193,7 @@ app.command("collect")(collect_command)
 app.command("evaluate")(evaluate_command)
 app.command("suite")(suite_command)
 app.add_typer(environments, name="env")
+app.add_typer(lab, name="lab")
 
 
 def _load(plugins: Sequence[str] | None) -> None:
