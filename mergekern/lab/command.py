@@ -47,4 +47,5 @@ def make_command(
         made = make.make_lab(output, cache, threads, weaker_base=weaker_base, limit=limit)
         typer.echo(f"models: {made.lab.folder}")
         made.check()
-        typer.echo(f"now: mergekern suite {made.run}")
+        runs = [made.run.with_name(make.WEAKER)] * weaker_base + [made.run]
+        typer.echo("\n".join(f"now: mergekern suite {run}" for run in runs))
