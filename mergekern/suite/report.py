@@ -138,7 +138,7 @@ def _findings(results: Results) -> list[str]:
 def _costs(results: Results) -> tuple[Cells, list[Cells]]:
     heads = ["method", "chosen", "candidates", "merging", "validation", "evaluation", "peak"]
     rows: list[Cells] = []
-    for row in results.rows:
+    for row in results.methods:
         if row.chosen is None:
             rows.append([row.method, *[""] * 6])
             continue
