@@ -17,6 +17,7 @@ from mergekern.suite.schema import load_run
 
 SETTINGS = Settings(
     domains=("math", "coding", "safety"),
+    general_share=0.0,  # too few steps to learn it
     base_steps=320,
     expert_steps=120,
     expert_batch=48,
@@ -46,7 +47,7 @@ def run_demo(
     report go to `output`. limit: items of each task that are asked; all of them when not given
     """
     console = console or Console()
-    lab = open_lab(cache or default_cache(), settings)
+    lab = open_lab((cache or default_cache()).absolute(), settings)
     made = ready(lab, demo_run(lab, limit), output / "demo.yml", threads, console)
     run = load_run(made.run)
     results = run_suite(run, tell=console.print)

@@ -18,12 +18,12 @@ from mergekern.evaluate.run import evaluate
 from mergekern.evaluate.statistics import Interval
 from mergekern.evaluate.suites import load_suite
 from mergekern.lab.lab import Lab, Settings, default_cache, open_lab
-from mergekern.lab.runs import Run, lab_run, weaker_run, write_run
+from mergekern.lab.runs import Run, lab_run, statistics_of, weaker_run, write_run
 from mergekern.lab.showing import train_shown
 from mergekern.lab.statistics import collect_missing
 
 MARGIN = 0.15  # that an expert is above base in its own domain, with all of its 95 % interval
-FEWER = 0.3  # of the base's steps, for the weaker one
+FEWER = 0.6  # of the base's steps, for the weaker one
 LAB, WEAKER = "lab.yml", "weaker.yml"
 
 
@@ -72,14 +72,15 @@ def make_lab(
     The first run trains the models and keeps them in `cache`; what is finished is not done again.
     """
     console, settings = console or Console(), settings or Settings()
+    cache = (cache or default_cache()).absolute()
     weaker = None
     if weaker_base:
         steps = max(1, round(FEWER * settings.base_steps))
-        less = open_lab(cache or default_cache(), dataclasses.replace(settings, base_steps=steps))
+        less = open_lab(cache, dataclasses.replace(settings, base_steps=steps))
         made = ready(less, weaker_run(less, limit), output / WEAKER, threads, console)
         console.print(gains_table(made, f"A weaker base, of {steps} steps, and its experts"))
         weaker = made.run.name
-    lab = open_lab(cache or default_cache(), settings)
+    lab = open_lab(cache, settings)
     made = ready(lab, lab_run(lab, limit, weaker), output / LAB, threads, console)
     console.print(gains_table(made, "Base and experts, each in the expert's own domain"))
     return made
@@ -89,7 +90,7 @@ def ready(lab: Lab, run: Run, path: Path, threads: int | None, console: Console)
     """Train and evaluate a lab's models, and write the run over them."""
     require("lm_eval", "transformers", "tokenizers", "matplotlib")  # not after minutes of training
     train_shown(lab, threads, console)
-    collect_missing(lab, console.print)
+    collect_missing(lab, statistics_of(run), console.print)
     asked = run["evaluation"]
     suite = load_suite(asked["suite"]).only(*asked["domains"])
     results = path.parent / run["output"] / "results"  # where the run finds them again

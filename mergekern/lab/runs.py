@@ -61,6 +61,7 @@ def lab_run(lab: Lab, limit: int | None = None, weaker: str | None = None) -> Ru
         **({} if weaker is None else {"weaker": weaker}),
         "methods": entries,
         "surrogate": _judged("local-surrogate", lab, limit),
+        "forgetting": {"suite": "local-forgetting", "limit": limit},
     }
 
 
@@ -90,6 +91,12 @@ def demo_run(lab: Lab, limit: int | None = None) -> Run:
     }
 
 
+def statistics_of(run: Run) -> set[Path]:
+    """The files that a run's methods need."""
+    files = (entry.get("statistics", {}).values() for entry in run["methods"].values())
+    return {Path(path) for paths in files for path in paths}
+
+
 def write_run(run: Run, path: Path) -> Path:
     """Write a run file."""
     text = yaml.safe_dump(run, sort_keys=False, allow_unicode=True, width=100)
@@ -100,10 +107,9 @@ def write_run(run: Run, path: Path) -> Path:
 
 def _models(lab: Lab, output: str, limit: int | None) -> Run:
     return {
-        "base": str(lab.base.absolute()),
-        "experts": {domain: str(folder.absolute()) for domain, folder in lab.experts.items()},
+        "base": str(lab.base),
+        "experts": {domain: str(folder) for domain, folder in lab.experts.items()},
         "evaluation": _judged("local", lab, limit),
-        "forgetting": {"suite": "local-forgetting", "limit": limit},
         "whole_experts": True,
         "output": output,
         # Widened to fp32, so that a score does not hang on how a batch was padded.
@@ -120,13 +126,8 @@ def _with_statistics(lab: Lab) -> Run:
     found = {}
     for method in all_methods():
         if method.statistics:
-            files = {d: path_of(lab, d, method.statistics) for d in lab.settings.domains}
-            statistics = {domain: str(path.absolute()) for domain, path in files.items()}
-            found[method.name] = {
-                "merge_method": method.name,
-                "base": True,
-                "statistics": statistics,
-            }
+            files = {d: str(path_of(lab, d, method.statistics)) for d in lab.settings.domains}
+            found[method.name] = {"merge_method": method.name, "base": True, "statistics": files}
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import islice
 from pathlib import Path
 
@@ -22,15 +22,15 @@ def path_of(lab: Lab, domain: str, kind: Kind) -> Path:
     return lab.folder / "statistics" / f"{domain}.{kind}.safetensors"
 
 
-def collect_missing(lab: Lab, tell: Callable[[str], None]) -> None:
-    """Collect what is not there yet, for every expert of a trained lab."""
+def collect_missing(lab: Lab, wanted: Collection[Path], tell: Callable[[str], None]) -> None:
+    """Collect those of a trained lab's experts that are wanted and not there yet."""
     for domain, expert in lab.experts.items():
-        data = _examples(lab, domain)
         for kind in KINDS:
             path = path_of(lab, domain, kind)
-            if path.is_file():
+            if path not in wanted or path.is_file():
                 continue
             path.parent.mkdir(exist_ok=True)
+            data = _examples(lab, domain)
             mergekern.collect(
                 kind,
                 expert,

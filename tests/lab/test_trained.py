@@ -14,7 +14,7 @@ from mergekern.lab import make_lab, run_demo
 @pytest.mark.demo
 def test_merges_of_the_demo_are_above_base(tmp_path: Path) -> None:
     result = run_demo(tmp_path, console=Console(quiet=True))
-    result.made.check()
+    assert all(interval.low > 0 for interval in result.made.gains.values())
     base = result.results.base
     assert base is not None
     for row in result.results.rows:
