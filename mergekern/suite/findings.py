@@ -48,12 +48,13 @@ class Finding:
         if not self.evidence:
             return "not tested here"
         found = [each.difference for each in self.evidence]
-        speaking_for = sum(each.low > 0 for each in found)
-        if speaking_for == len(found):
+        shown, refuted = sum(each.low > 0 for each in found), sum(each.high < 0 for each in found)
+        if shown == len(found):
             return "holds"
-        if speaking_for:
-            return f"holds for {speaking_for} of {len(found)}"
-        return "does not hold" if any(each.high < 0 for each in found) else "not shown"
+        if shown:
+            contrary = f", the contrary for {refuted}" if refuted else ""
+            return f"holds for {shown} of {len(found)}{contrary}"
+        return "does not hold" if refuted else "not shown"
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""

@@ -42,8 +42,12 @@ def merge_apart(
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         given, peak = Path(scratch) / "job.json", Path(scratch) / "peak"
-        job = {"recipes": recipes, "outputs": [str(output) for output in outputs]}
-        job |= {"options": options, "peak": str(peak)}
+        job = {
+            "recipes": recipes,
+            "outputs": [str(output) for output in outputs],
+            "options": options,
+            "peak": str(peak),
+        }
         given.write_text(json.dumps(job), encoding="utf-8")
         began = time.monotonic()
         with log.open("ab") as said:

@@ -130,7 +130,7 @@ def _findings(results: Results) -> list[str]:
     lines += ["", "Differences with their 95 % intervals, paired by item, not widened for their"]
     return [
         *lines,
-        "number: a claim holds where they are above 0, and does not where one is below.",
+        "number: a claim holds where they are above 0, the contrary where they are below.",
         "",
     ]
 

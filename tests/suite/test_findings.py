@@ -62,7 +62,7 @@ def test_methods_are_compared_with_the_plain_one_item_by_item(evaluated) -> None
     assert ties.what == "ties" and ties.difference.value == pytest.approx(0.3)
     assert 0.2 < ties.difference.low < 0.3 < ties.difference.high < 0.4
     assert dare.difference.value == pytest.approx(-0.3)
-    assert found["tuned"].verdict == "holds for 1 of 2"
+    assert found["tuned"].verdict == "holds for 1 of 2, the contrary for 1"
     assert [e.what for e in found["untuned"].evidence] == ["fisher"]
     assert found["untuned"].verdict == "not shown"
     assert not claims(Results(None, None, {}, tuple(rows)))["tuned"].evidence  # nothing is plain
