@@ -3,15 +3,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/* csrc/cpu/* csrc/cuda/*)
 
-.PHONY: demo test slow parity lint format bench clean
+.PHONY: demo lab test slow parity lint format bench clean
 
 demo: .venv/ready  ## train the small experts (once), merge and evaluate them
 	$(BIN)/mergekern demo
 
+lab: .venv/ready  ## train five experts (once), run all methods over them and report
+	$(BIN)/mergekern lab make --weaker-base
+	$(BIN)/mergekern suite mergekern-lab/weaker.yml
+	$(BIN)/mergekern suite mergekern-lab/lab.yml
+
 test: .venv/ready  ## the quick suite
 	$(BIN)/python -m pytest -q -n 2
 
-slow: .venv/ready  ## what takes minutes: the demo's claims and the long grids
+slow: .venv/ready  ## what takes minutes: the lab's claims and the long grids
 	$(BIN)/python -m pytest -q -m "slow or demo"
 
 parity: .venv/ready .venv-parity/ready  ## the same recipes by mergekit and by mergekern

@@ -1,4 +1,4 @@
-"""The command line: mergekern merge | materialise | plan | methods | collect | evaluate | …"""
+"""The command line: mergekern merge, materialise, plan, methods, collect, evaluate and others."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ from mergekern.flags import (
     Truncate,
     What,
 )
+from mergekern.lab.command import lab
 from mergekern.manual import methods_table, tell
 from mergekern.methods import get_method, load_plugin
 from mergekern.progress import choose_progress
@@ -184,7 +185,7 @@ def demo_command(
 ) -> None:
     """Make small real experts, merge them three ways, evaluate base, experts and merges."""
     with one_line_errors(debug):
-        from mergekern.demo import run_demo
+        from mergekern.lab import run_demo
 
         run_demo(output=output, cache=cache, threads=threads)
 
@@ -194,6 +195,7 @@ app.command("collect")(collect_command)
 app.command("evaluate")(evaluate_command)
 app.command("suite")(suite_command)
 app.add_typer(environments, name="env")
+app.add_typer(lab, name="lab")
 
 
 def _load(plugins: Sequence[str] | None) -> None:

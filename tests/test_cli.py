@@ -163,10 +163,10 @@ def test_version() -> None:
 
 
 def test_demo_passes_its_options_on(monkeypatch, tmp_path) -> None:
-    import mergekern.demo
+    import mergekern.lab.demo
 
     seen: dict[str, object] = {}
-    monkeypatch.setattr(mergekern.demo, "run_demo", lambda **given: seen.update(given), False)
+    monkeypatch.setattr(mergekern.lab.demo, "run_demo", lambda **given: seen.update(given), False)
     run("demo", "--output", tmp_path, "--threads", 2)
     assert seen == {"output": Path(tmp_path), "cache": None, "threads": 2}
 

@@ -19,7 +19,7 @@ statistics pools onepass spill arena machine crew scratch budget table units ext
 coverage sources shared unifying
 journal blockfile output destination findings settling trialpass batches member run
 engine small into inmemory folders staging jobs flags terminal container many dropin api
-collect evaluate suite demo manual cli
+collect evaluate suite lab manual cli
 """
 ORDER = ABOVE_TO_BELOW.split()
 FILES = sorted(ROOT.rglob("*.py"))

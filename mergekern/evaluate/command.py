@@ -21,7 +21,8 @@ SuiteName = Annotated[
     str | None,
     typer.Option(
         "--suite",
-        help="mergebench, mergebench-surrogate, forgetting, lm-eval-only, local, or a YAML file.",
+        help="mergebench, mergebench-surrogate, forgetting, lm-eval-only, local, local-surrogate, "
+        "local-forgetting, or a YAML file.",
     ),
 ]
 Tasks = Annotated[str | None, typer.Option(help="lm-eval's, in place of a suite: a,b,c.")]

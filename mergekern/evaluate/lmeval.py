@@ -1,13 +1,13 @@
 """lm-eval's tasks on one model, each run by itself, by its Python API.
 
-Its response cache is never used, see harness.py. Tasks that come with the package are given as
-configs, with the paths of their items; all others by name.
+Its response cache (`use_cache`) is never used: its keys hold the requests' text but not the model,
+so a second model would be given the first one's answers. Tasks that come with the package are given
+as configs, with the paths of their items; all others by name.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import sys
 from collections.abc import Collection, Iterator
@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from mergekern.errors import EvaluationError
-from mergekern.evaluate.harness import PREFIX, import_lm_eval, quiet, task_config, task_files
+from mergekern.evaluate.imports import import_lm_eval, quiet
 from mergekern.evaluate.loading import device_of
 from mergekern.evaluate.options import NOT_ALLOWED, EvaluationOptions, Finished
+from mergekern.evaluate.packaged import packaged
 from mergekern.evaluate.subject import Subject
 from mergekern.evaluate.suites import Task
 from mergekern.lazily import torch
 from mergekern.methods import nearest
 
-ITEMS = Path(__file__).parent / "items"
 BATCH = 8
 BOOTSTRAP = 1000  # of the metrics that have no closed-form standard error
 
@@ -53,7 +53,7 @@ class LmEval:
             "engine": self._engine,
             "chat_template": self.how.chat_template,
             "lm_eval": version("lm_eval"),
-            "items": _digest_of(task.task),
+            "items": packaged()[task.task].digest if is_ours(task.task) else None,
         }
 
     def obstacle(self, task: Task) -> str | None:
@@ -162,7 +162,7 @@ class LmEval:
 def check_names(tasks: Collection[str], include: tuple[Path, ...] = ()) -> None:
     """Raise EvaluationError for a task that lm-eval does not know, naming the nearest."""
     found = manager(include, tasks)
-    known = {*(PREFIX + name for name in task_files()), *found.all_tasks}
+    known = {*packaged(), *found.all_tasks}
     for task in tasks:
         if task not in known:
             raise EvaluationError(f"lm-eval has no task {task!r}{nearest(task, known)}")
@@ -170,7 +170,7 @@ def check_names(tasks: Collection[str], include: tuple[Path, ...] = ()) -> None:
 
 def is_ours(task: str) -> bool:
     """Whether a task comes with the package."""
-    return task.removeprefix(PREFIX) in task_files() and task.startswith(PREFIX)
+    return task in packaged()
 
 
 def manager(include: tuple[Path, ...], tasks: Collection[str]) -> Any:
@@ -189,18 +189,7 @@ def _manager(include: tuple[Path, ...], defaults: bool) -> Any:
 
 
 def _given(task: str) -> Any:
-    if not is_ours(task):
-        return task
-    return task_config(task_files()[task.removeprefix(PREFIX)], ITEMS)
-
-
-def _digest_of(task: str) -> str | None:
-    """Of the definition and items of a task that comes with the package."""
-    if not is_ours(task):
-        return None
-    name = task.removeprefix(PREFIX)
-    content = task_files()[name].read_bytes() + (ITEMS / f"{name}.jsonl").read_bytes()
-    return hashlib.sha256(content).hexdigest()
+    return packaged()[task].config(task) if is_ours(task) else task
 
 
 @contextmanager

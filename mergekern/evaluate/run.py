@@ -12,7 +12,7 @@ from mergekern.errors import EvaluationError
 from mergekern.evaluate import lmeval
 from mergekern.evaluate.bigcode import BigCode
 from mergekern.evaluate.evaluation import Cell, Evaluation
-from mergekern.evaluate.harness import require
+from mergekern.evaluate.imports import require
 from mergekern.evaluate.lmeval import LmEval
 from mergekern.evaluate.offline import offline_without_network
 from mergekern.evaluate.options import HOURS, Engine, EvaluationOptions

@@ -120,10 +120,11 @@ def _of_folder(label: str, checkpoint: Checkpoint, folder: Path) -> Subject:
     if not checkpoint.config:
         raise CheckpointError(f"{label}: has no config.json, which says what to load it as")
     origin: dict[str, Any] = {"kind": "folder", "files": input_files(checkpoint)}
-    identity = digest({**origin, "side_files": _side_files(folder)})
     lock = folder / LOCK
     if lock.is_file():
+        # Merges made together may be equal in sizes and, to a tick of the clock, in times.
         origin["lock"] = json.loads(lock.read_text(encoding="utf-8"))
+    identity = digest({**origin, "side_files": _side_files(folder)})
 
     def load(dtype: str, device: str) -> Loaded:
         return from_folder(folder, dtype, device)

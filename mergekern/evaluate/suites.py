@@ -85,12 +85,14 @@ class Suite(BaseModel):
         """(domain, task) in order."""
         return tuple((domain, task) for domain, its in self.domains.items() for task in its)
 
-    def only(self, domain: str) -> Suite:
-        """The suite with one domain alone; EvaluationError if it has none of that name."""
-        if domain not in self.domains:
-            known = f"{nearest(domain, self.domains)} (it has {', '.join(self.domains)})"
-            raise EvaluationError(f"suite {self.name} has no domain {domain!r}{known}")
-        return self.model_copy(update={"domains": {domain: self.domains[domain]}})
+    def only(self, *domains: str) -> Suite:
+        """The suite with these domains alone; EvaluationError if it has none of that name."""
+        for domain in domains:
+            if domain not in self.domains:
+                known = f"{nearest(domain, self.domains)} (it has {', '.join(self.domains)})"
+                raise EvaluationError(f"suite {self.name} has no domain {domain!r}{known}")
+        kept = {domain: its for domain, its in self.domains.items() if domain in domains}
+        return self.model_copy(update={"domains": kept})
 
 
 def suite_names() -> list[str]:

@@ -22,7 +22,8 @@ from mergekern.suite.state import State
 class Candidate:
     """One merge of a method: its point on the grid, its recipe, where it goes.
 
-    key: of its recipe and its inputs' headers
+    key:     of its recipe and its inputs' headers
+    domains: those it is judged by; None: all
     """
 
     method: str
@@ -31,6 +32,7 @@ class Candidate:
     recipe: dict[str, Any]
     folder: Path
     key: str
+    domains: tuple[str, ...] | None = None
 
     @property
     def cell(self) -> str:
@@ -58,7 +60,7 @@ def candidates_of(run: RunFile, method: str, entry: MethodEntry) -> list[Candida
         recipe = run.recipe(entry, point)
         key = digest([subject_of(recipe).identity, run.seed])
         folder = run.output / "merged" / method / name
-        found.append(Candidate(method, name, point, recipe, folder, key))
+        found.append(Candidate(method, name, point, recipe, folder, key, entry.experts))
     return found
 
 
@@ -98,7 +100,8 @@ class Contest:
         if len(candidates) > 1:
             cell, key = f"{candidate.cell}/surrogate", self._judge.key("surrogate", candidate.key)
             if self._state.done(cell, key) is None:
-                self._judge.judge(cell, str(candidate.folder), "surrogate", key=key)
+                folder = str(candidate.folder)
+                self._judge.judge(cell, folder, "surrogate", candidate.domains, key=key)
             known = self._state.of(cell) or {}
             score = float(known.get("score", -math.inf))
             spent.validation_seconds += known.get("seconds", 0.0)

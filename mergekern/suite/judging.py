@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mergekern.errors import MergeError
@@ -32,8 +32,13 @@ class Judge:
         }
         self._given: dict[str, Judgement] = {n: j for n, j in given.items() if j is not None}
         self.suites: dict[str, Suite] = {
-            name: choose_suite(judgement.suite, None) for name, judgement in self._given.items()
+            name: _suite_of(judgement) for name, judgement in self._given.items()
         }
+
+    @property
+    def suites_by_domain(self) -> dict[str, Suite]:
+        """Those whose domains are the experts'."""
+        return {on: suite for on, suite in self.suites.items() if on != "forgetting"}
 
     def key(self, on: str, *content: Any) -> str:
         """Of a cell that judges what the content stands for."""
@@ -41,16 +46,21 @@ class Judge:
         return digest([None if given is None else given.model_dump(), *content])
 
     def judge(
-        self, cell: str, model: str, on: str, domain: str | None = None, key: str | None = None
+        self,
+        cell: str,
+        model: str,
+        on: str,
+        domains: Sequence[str] | None = None,
+        key: str | None = None,
     ) -> Evaluation | None:
         """A model's evaluation; None where the run does not ask for it, or it failed as a whole.
 
-        domain: that alone; key: of the cell, if the model's name does not say what it is
+        domains: those alone; key: of the cell, if the model's name does not say what it is
         """
         if on not in self.suites:
             return None
-        suite = self.suites[on] if domain is None else self.suites[on].only(domain)
-        key = key or self.key(on, model, domain)
+        suite = self.suites[on] if domains is None else self.suites[on].only(*domains)
+        key = key or self.key(on, model, domains)
         known = self._state.done(cell, key) or {}
         began = time.monotonic()
         try:
@@ -78,3 +88,8 @@ class Judge:
         if lost := {each.task.task: each.reason for each in found.cells if each.stored is None}:
             facts["missing"] = lost
         self._state.add(cell, key, "done" if found.scores else "failed", **facts)
+
+
+def _suite_of(given: Judgement) -> Suite:
+    suite = choose_suite(given.suite, None)
+    return suite if given.domains is None else suite.only(*given.domains)

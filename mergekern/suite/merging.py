@@ -1,9 +1,14 @@
-"""Merges in a process of their own, so that its time and peak memory are those of the merges."""
+"""Merges in a process of their own, so that its time and peak memory are those of the merges.
+
+    python -m mergekern.suite.merging JOB.json
+
+merges what the job says, and writes its peak memory to the file that the job names.
+"""
 
 from __future__ import annotations
 
 import json
-import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -15,16 +20,6 @@ from typing import Any
 
 from mergekern.errors import MergeError
 
-CODE = """
-import json, sys
-import mergekern
-from mergekern.errors import MergeError
-job = json.load(open(sys.argv[1]))
-try:
-    mergekern.merge_many(job["recipes"], job["outputs"], **job["options"])
-except MergeError as error:
-    sys.exit(str(error))
-"""
 TAIL = 2000
 
 
@@ -44,25 +39,53 @@ def merge_apart(
 ) -> Used:
     """merge_many() in a process of its own. Raises MergeError with what it said last; all that it
     said goes to the log."""
-    job = {"recipes": recipes, "outputs": [str(output) for output in outputs], "options": options}
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        given = Path(scratch) / "job.json"
+        given, peak = Path(scratch) / "job.json", Path(scratch) / "peak"
+        job = {
+            "recipes": recipes,
+            "outputs": [str(output) for output in outputs],
+            "options": options,
+            "peak": str(peak),
+        }
         given.write_text(json.dumps(job), encoding="utf-8")
         began = time.monotonic()
         with log.open("ab") as said:
-            child = subprocess.Popen(
-                [sys.executable, "-c", CODE, str(given)], stdout=said, stderr=subprocess.STDOUT
+            done = subprocess.run(
+                [sys.executable, "-m", __name__, str(given)],
+                stdout=said,
+                stderr=subprocess.STDOUT,
             )
-            try:
-                _, status, used = os.wait4(child.pid, 0)
-            except BaseException:
-                child.kill()
-                child.wait()
-                raise
-        child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        words = " ".join(log.read_text(encoding="utf-8", errors="replace")[-TAIL:].split())
-        raise MergeError(words or f"the merge ended with {child.returncode}; see {log}")
-    scale = 1 if sys.platform == "darwin" else 1024
-    return Used(time.monotonic() - began, used.ru_maxrss * scale)
+        seconds = time.monotonic() - began
+        if done.returncode:
+            words = " ".join(log.read_text(encoding="utf-8", errors="replace")[-TAIL:].split())
+            raise MergeError(words or f"the merge ended with {done.returncode}; see {log}")
+        return Used(seconds, int(peak.read_text()))
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at the most.
+
+    Linux counts towards ru_maxrss what the parent held when the process was started.
+    """
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = Path("/proc/self/status").read_text().splitlines()
+    status = dict(line.split(":", 1) for line in lines)
+    return int(status["VmHWM"].split()[0]) * 1024
+
+
+def main(path: str) -> None:
+    """The process of its own: see the module."""
+    import mergekern
+
+    job = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        mergekern.merge_many(job["recipes"], job["outputs"], **job["options"])
+    except MergeError as error:
+        sys.exit(str(error))
+    Path(job["peak"]).write_text(str(peak_memory()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

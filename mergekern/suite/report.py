@@ -13,7 +13,7 @@ from mergekern.evaluate.evaluation import Evaluation, Shares
 from mergekern.evaluate.report import COLOURS
 from mergekern.evaluate.score import Score
 from mergekern.evaluate.statistics import Interval
-from mergekern.suite.results import MIB, Results, Row
+from mergekern.suite.results import MIB, RESULTS, Results, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ def write_report(results: Results, folder: Path, title: str = "Merging methods")
 
     folder.mkdir(parents=True, exist_ok=True)
     content = json.dumps(results.as_json(), indent=2, ensure_ascii=False) + "\n"
-    (folder / "results.json").write_text(content, encoding="utf-8")
+    (folder / RESULTS).write_text(content, encoding="utf-8")
     charts = [_chart(folder / RADAR, results, _radar), _chart(folder / RUNTIME, results, _runtime)]
     text = report_text(results, title)
     text += "".join(f"\n![{chart.stem}]({chart.name})\n" for chart in charts if chart is not None)
@@ -58,7 +58,10 @@ def report_text(results: Results, title: str = "Merging methods") -> str:
     lines += _table(*_scores(results))
     lines += ["", "Normalised: the mean over domains of score / score of the domain's own expert,"]
     lines += ["with its 95 % interval where all models were given the same items.", ""]
-    if any(results.kept(row) is not None for row in results.rows):
+    if results.parts:
+        lines += ["## Merges of some of the experts, on their own domains", ""]
+        lines += [*_table(*_parts(results)), ""]
+    if any(results.kept(row.forgetting) is not None for row in results.rows):
         lines += ["## Kept of the base on general sets (below 1: forgotten)", ""]
         lines += _table(*_kept(results))
         lines.append("")
@@ -66,6 +69,7 @@ def report_text(results: Results, title: str = "Merging methods") -> str:
     lines += _table(*_costs(results))
     lines += ["", "Merging and validation are of all candidates; candidates that one read of the"]
     lines += ["inputs made share its time. Peak memory is that of the merging process.", ""]
+    lines += _findings(results)
     lines += _gaps(results)
     return "\n".join(lines) + "\n"
 
@@ -83,7 +87,8 @@ def _scores(results: Results) -> tuple[Cells, list[Cells]]:
         known = [scores[domain].value for domain in domains if domain in scores]
         whole = len(known) == len(domains)
         mean = f"{sum(known) / len(known):.3f}" if known and whole else ""
-        shares = None if name.startswith("expert") else results.performance(found)
+        of_itself = name.startswith("expert") and not whole
+        shares = None if of_itself else results.performance(found)
         rows.append([name, *own, mean, _interval(shares.mean) if shares else ""])
     return heads, rows
 
@@ -92,18 +97,48 @@ def _kept(results: Results) -> tuple[Cells, list[Cells]]:
     assert results.base_forgetting is not None
     domains = list(results.base_forgetting.scores)
     rows: list[Cells] = []
-    for row in results.rows:
-        shares = results.kept(row)
+    experts = {f"expert of {domain}": f for domain, f in results.expert_forgetting.items()}
+    merges = {row.method: row.forgetting for row in results.methods}
+    for name, found in (experts | merges).items():
+        shares = results.kept(found)
         own: dict[str, Interval] = dict(shares.domains) if shares else {}
         cells = [_interval(own[domain]) if domain in own else "" for domain in domains]
-        rows.append([row.method, *cells, _interval(shares.mean) if shares else ""])
-    return ["method", *domains, "mean"], rows
+        rows.append([name, *cells, _interval(shares.mean) if shares else ""])
+    return ["model", *domains, "mean"], rows
+
+
+def _parts(results: Results) -> tuple[Cells, list[Cells]]:
+    rows: list[Cells] = []
+    for row in results.parts:
+        shares = results.performance(row.evaluation)
+        told = _interval(shares.mean) if shares else ""
+        rows.append([row.method, ", ".join(row.experts or ()), told])
+    return ["method", "experts", "normalised"], rows
+
+
+def _findings(results: Results) -> list[str]:
+    """What is known about merging, and whether it shows here."""
+    if not any(finding.evidence for finding in results.findings):
+        return []
+    lines = ["## What is known of merging, and what holds here", ""]
+    for finding in results.findings:
+        lines.append(f"- **{finding.claim}** ({finding.source}): **{finding.verdict}**.")
+        told = [f"{e.what} {_interval(e.difference, '+')}" for e in finding.evidence]
+        lines.append(
+            f"  {finding.unit}: {'; '.join(told)}." if told else f"  Wants {finding.wants}."
+        )
+    lines += ["", "Differences with their 95 % intervals, paired by item, not widened for their"]
+    return [
+        *lines,
+        "number: a claim holds where they are above 0, the contrary where they are below.",
+        "",
+    ]
 
 
 def _costs(results: Results) -> tuple[Cells, list[Cells]]:
     heads = ["method", "chosen", "candidates", "merging", "validation", "evaluation", "peak"]
     rows: list[Cells] = []
-    for row in results.rows:
+    for row in results.methods:
         if row.chosen is None:
             rows.append([row.method, *[""] * 6])
             continue
@@ -141,7 +176,7 @@ def _models(results: Results) -> Iterator[tuple[str, Evaluation | None]]:
     yield "base", results.base
     for domain, found in results.experts.items():
         yield f"expert of {domain}", found
-    for row in results.rows:
+    for row in results.methods:
         yield row.method, row.evaluation
 
 
@@ -157,13 +192,11 @@ def _score(score: Score | None) -> str:
     return f"{score.value:.3f}{error}"
 
 
-def _interval(interval: Interval) -> str:
+def _interval(interval: Interval, sign: str = "") -> str:
     if math.isnan(interval.value):
         return ""
-    known = not math.isnan(interval.low)
-    return f"{interval.value:.3f}" + (
-        f" [{interval.low:.3f}, {interval.high:.3f}]" if known else ""
-    )
+    value, low, high = (format(each, f"{sign}.3f") for each in vars(interval).values())
+    return value if math.isnan(interval.low) else f"{value} [{low}, {high}]"
 
 
 def _seconds(value: float) -> str:
@@ -186,7 +219,7 @@ def _chart(path: Path, results: Results, draw: Callable[[Any, Results], bool]) -
 
 
 def _shares_of(results: Results) -> list[tuple[Row, Shares]]:
-    pairs = ((row, results.performance(row.evaluation)) for row in results.rows)
+    pairs = ((row, results.performance(row.evaluation)) for row in results.methods)
     return [(row, shares) for row, shares in pairs if shares is not None and shares.domains]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergekern.evaluate.evaluation import (
     Evaluation,
@@ -17,7 +17,11 @@ from mergekern.evaluate.score import Score
 from mergekern.evaluate.statistics import Interval
 from mergekern.suite.state import Facts
 
+if TYPE_CHECKING:
+    from mergekern.suite.findings import Finding
+
 MIB = 1 << 20
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,11 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Row:
-    """A method. failed: why it has no evaluation."""
+    """A method.
+
+    failed:  why it has no evaluation
+    experts: the domains whose experts it merges; None: all of them
+    """
 
     method: str
     chosen: Chosen | None = None
@@ -43,6 +51,7 @@ class Row:
     forgetting: Evaluation | None = None
     evaluation_seconds: float = math.nan
     failed: str = ""
+    experts: tuple[str, ...] | None = None
 
     @property
     def seconds(self) -> float:
@@ -61,18 +70,32 @@ class Results:
     base_forgetting: Evaluation | None
     experts: Mapping[str, Evaluation]
     rows: tuple[Row, ...]
+    expert_forgetting: Mapping[str, Evaluation] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def methods(self) -> tuple[Row, ...]:
+        """Those that merge all experts."""
+        return tuple(row for row in self.rows if row.experts is None)
+
+    @property
+    def parts(self) -> tuple[Row, ...]:
+        """Those that merge some of the experts."""
+        return tuple(row for row in self.rows if row.experts is not None)
 
     def performance(self, evaluation: Evaluation | None) -> Shares | None:
-        """score / that of the domain's own expert, by domain and on average."""
+        """score / that of the domain's own expert, on the domains that it was evaluated on."""
         if evaluation is None or not self.experts:
             return None
-        return normalised_performance(evaluation, self.experts)
+        asked = evaluation.suite.domains
+        own = {domain: found for domain, found in self.experts.items() if domain in asked}
+        return normalised_performance(evaluation, own)
 
-    def kept(self, row: Row) -> Shares | None:
+    def kept(self, forgetting: Evaluation | None) -> Shares | None:
         """score on the general sets / the base's: below 1 is forgotten."""
-        if row.forgetting is None or self.base_forgetting is None:
+        if forgetting is None or self.base_forgetting is None:
             return None
-        return retained(row.forgetting, self.base_forgetting)
+        return retained(forgetting, self.base_forgetting)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -81,11 +104,15 @@ class Results:
             "base_forgetting": _evaluation(self.base_forgetting),
             "base_performance": _shares(self.performance(self.base)),
             "experts": {domain: _evaluation(found) for domain, found in self.experts.items()},
+            "expert_forgetting": {d: _evaluation(f) for d, f in self.expert_forgetting.items()},
             "methods": [self._row(row) for row in self.rows],
+            "findings": [finding.as_json() for finding in self.findings],
         }
 
     def _row(self, row: Row) -> dict[str, Any]:
         found: dict[str, Any] = {"method": row.method, "failed": row.failed}
+        if row.experts is not None:
+            found["experts"] = list(row.experts)
         if row.chosen is not None:
             found |= {
                 "merge_method": row.chosen.merge_method,
@@ -93,11 +120,11 @@ class Results:
                 **row.chosen.facts,
             }
         return found | {
-            "evaluation_seconds": _number(row.evaluation_seconds),
+            "evaluation_seconds": number(row.evaluation_seconds),
             "evaluation": _evaluation(row.evaluation),
             "performance": _shares(self.performance(row.evaluation)),
             "forgetting": _evaluation(row.forgetting),
-            "kept": _shares(self.kept(row)),
+            "kept": _shares(self.kept(row.forgetting)),
         }
 
 
@@ -118,20 +145,20 @@ def _evaluation(found: Evaluation | None) -> dict[str, Any] | None:
 
 
 def _score(score: Score) -> dict[str, Any]:
-    return {"value": score.value, "stderr": _number(score.stderr), "count": score.count}
+    return {"value": score.value, "stderr": number(score.stderr), "count": score.count}
 
 
 def _shares(shares: Shares | None) -> dict[str, Any] | None:
     if shares is None:
         return None
     domains = {domain: _interval(interval) for domain, interval in shares.domains.items()}
-    return {"mean": _interval(shares.mean), "least": _number(shares.least), "domains": domains}
+    return {"mean": _interval(shares.mean), "least": number(shares.least), "domains": domains}
 
 
 def _interval(interval: Interval) -> list[float | None]:
-    return [_number(each) for each in (interval.value, interval.low, interval.high)]
+    return [number(each) for each in (interval.value, interval.low, interval.high)]
 
 
-def _number(value: float) -> float | None:
+def number(value: float) -> float | None:
     """JSON has no NaN."""
     return None if math.isnan(value) else value

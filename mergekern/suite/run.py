@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
 from mergekern import api
 from mergekern.errors import EvaluationError, MergeError
 from mergekern.suite.choosing import Contest, candidates_of
+from mergekern.suite.findings import find
 from mergekern.suite.judging import Judge, Tell
-from mergekern.suite.results import Chosen, Results, Row
-from mergekern.suite.schema import MethodEntry, RunFile
+from mergekern.suite.results import RESULTS, Chosen, Results, Row
+from mergekern.suite.schema import MethodEntry, RunFile, load_run
 from mergekern.suite.state import State
 
 
@@ -50,6 +53,8 @@ class _Runner:
                     f"methods.{name} has {len(entry.points)} candidates and nothing to choose by: "
                     "give surrogate, or one value for each parameter"
                 )
+            for suite in self._judge.suites_by_domain.values():
+                suite.only(*(entry.experts or ()))
             for candidate in candidates_of(self._run, name, entry):
                 api.plan(candidate.recipe, seed=self._run.seed)
                 done = self._state.done(f"{candidate.cell}/merge", candidate.key)
@@ -62,32 +67,54 @@ class _Runner:
         run, judge = self._run, self._judge.judge
         base = judge("base/evaluation", run.base, "evaluation")
         experts = {
-            domain: judge(f"experts/{domain}/evaluation", model, "evaluation", domain)
+            domain: judge(
+                f"experts/{domain}/evaluation",
+                model,
+                "evaluation",
+                None if run.whole_experts else [domain],
+            )
             for domain, model in run.experts.items()
         }
-        return Results(
+        forgetting = {
+            domain: judge(f"experts/{domain}/forgetting", model, "forgetting")
+            for domain, model in run.experts.items()
+        }
+        results = Results(
             base=base,
             base_forgetting=judge("base/forgetting", run.base, "forgetting"),
             experts={domain: found for domain, found in experts.items() if found is not None},
+            expert_forgetting={d: found for d, found in forgetting.items() if found is not None},
             rows=tuple(self._row(name, entry) for name, entry in run.methods.items()),
         )
+        return replace(results, findings=find(results, run.plain, self._weaker()))
+
+    def _weaker(self) -> Any:
+        """The results over a weaker base, where they are there."""
+        if self._run.weaker is None:
+            return None
+        path = load_run(self._run.weaker).output / RESULTS
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def _row(self, method: str, entry: MethodEntry) -> Row:
         """A method from its candidates to its evaluation; the row says what failed."""
         try:
             best, spent = self._contest.best(candidates_of(self._run, method, entry))
         except MergeError as error:
-            return Row(method, failed=str(error))
+            return Row(method, failed=str(error), experts=entry.experts)
         folder, cell = str(best.folder), f"{method}/evaluation"
         key = self._judge.key("evaluation", best.key)
-        whole = self._judge.judge(cell, folder, "evaluation", key=key)
-        key = self._judge.key("forgetting", best.key)
+        whole = self._judge.judge(cell, folder, "evaluation", entry.experts, key=key)
         known = self._state.of(cell) or {}
+        forgetting = None
+        if entry.experts is None:
+            key = self._judge.key("forgetting", best.key)
+            forgetting = self._judge.judge(f"{method}/forgetting", folder, "forgetting", key=key)
         return Row(
             method,
             chosen=Chosen(best.point, entry.merge_method or str(entry.preset), asdict(spent)),
             evaluation=whole,
-            forgetting=self._judge.judge(f"{method}/forgetting", folder, "forgetting", key=key),
+            forgetting=forgetting,
+            experts=entry.experts,
             evaluation_seconds=float(known.get("seconds", math.nan)),
             failed="" if whole is not None else str(known.get("reason", "")),
         )

@@ -8,6 +8,9 @@ methods:
 surrogate: {suite: mergebench-surrogate, limit: 200}   # chooses among a method's candidates
 evaluation: {suite: mergebench}
 forgetting: {suite: forgetting}                        # optional
+whole_experts: true     # experts are evaluated on all of it, not on their own domain alone
+plain: soup             # the method that findings compare the others with
+weaker: weaker.yml      # a run over a weaker base and its experts, which findings compare with
 output: runs/llama
 """
 
@@ -17,9 +20,8 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from mergekern.errors import EvaluationError
 from mergekern.evaluate.suites import checked_file
 from mergekern.methods import get_method, method_of
 
@@ -38,6 +40,8 @@ class MethodEntry(_Strict):
     grid: parameter -> values; every combination is a candidate
     base: whether the recipe names the base; when not given, where the method needs one
     statistics: domain -> the file that `mergekern collect` made of its expert
+    experts: the domains whose experts are merged; all of them when not given. Fewer are
+             evaluated on their own domains alone.
     """
 
     merge_method: Text | None = None
@@ -47,6 +51,7 @@ class MethodEntry(_Strict):
     dtype: str | None = None
     base: bool | None = None
     statistics: dict[Name, Text] = Field(default_factory=dict)
+    experts: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
 
     @property
     def names_base(self) -> bool:
@@ -69,10 +74,12 @@ class MethodEntry(_Strict):
 class Judgement(_Strict):
     """On what models are judged.
 
-    limit: items of each task; all of them when not given
+    domains: of the suite; all of them when not given
+    limit:   items of each task; all of them when not given
     """
 
     suite: Text
+    domains: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -93,6 +100,9 @@ class RunFile(_Strict):
     merge_device: str = "auto"
     together: Annotated[int, Field(ge=1)] = 4  # candidates that one read of the inputs makes
     keep: bool = False  # candidates that were not chosen
+    whole_experts: bool = False
+    plain: Name | None = None
+    weaker: Path | None = None
     evaluate: dict[str, Any] = Field(default_factory=dict)  # of mergekern.evaluate(): device …
 
     @field_validator("methods")
@@ -102,6 +112,17 @@ class RunFile(_Strict):
             if entry.merge_method is None and entry.preset is None:
                 raise ValueError(f"{name}: want merge_method, or a preset that says it")
         return methods
+
+    @model_validator(mode="after")
+    def _names_what_is_there(self) -> RunFile:
+        for name, entry in self.methods.items():
+            for domain in (*entry.statistics, *(entry.experts or ())):
+                if domain not in self.experts:
+                    known = ", ".join(self.experts)
+                    raise ValueError(f"methods.{name} names {domain}; there are experts of {known}")
+        if self.plain is not None and self.plain not in self.methods:
+            raise ValueError(f"plain is {self.plain!r}; there are {', '.join(self.methods)}")
+        return self
 
     @property
     def merging(self) -> dict[str, Any]:
@@ -123,6 +144,7 @@ class RunFile(_Strict):
             {"model": model}
             | ({"statistics": entry.statistics[domain]} if domain in entry.statistics else {})
             for domain, model in self.experts.items()
+            if entry.experts is None or domain in entry.experts
         ]
         found["parameters"] = {**entry.parameters, **point}
         if (dtype := entry.dtype or self.dtype) is not None:
@@ -138,23 +160,20 @@ def load_run(path: str | Path) -> RunFile:
     path = Path(path).expanduser()
     run = checked_file(RunFile, path, "run", "base, experts, methods …")
     beside = path.parent.absolute()
-    methods = {name: _with_paths(beside, run, entry) for name, entry in run.methods.items()}
+    methods = {name: _with_paths(beside, entry) for name, entry in run.methods.items()}
     return run.model_copy(
         update={
             "methods": methods,
             "base": _from(beside, run.base),
             "experts": {domain: _from(beside, model) for domain, model in run.experts.items()},
             "output": beside / run.output.expanduser(),
+            "weaker": None if run.weaker is None else beside / run.weaker.expanduser(),
         }
     )
 
 
-def _with_paths(folder: Path, run: RunFile, entry: MethodEntry) -> MethodEntry:
-    """Its statistics as seen from the folder. Raises EvaluationError for those of no expert."""
-    unknown = [domain for domain in entry.statistics if domain not in run.experts]
-    if unknown:
-        known = ", ".join(run.experts)
-        raise EvaluationError(f"statistics of {unknown[0]}: there are experts of {known}")
+def _with_paths(folder: Path, entry: MethodEntry) -> MethodEntry:
+    """Its statistics as seen from the folder."""
     found = {domain: _from(folder, path) for domain, path in entry.statistics.items()}
     return entry.model_copy(update={"statistics": found})
 

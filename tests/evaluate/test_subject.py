@@ -132,3 +132,16 @@ def test_what_cannot_be_evaluated_is_said_before_anything_is_read(
     (bare / "config.json").write_text('{"model_type": "nonesuch"}')
     with pytest.raises(EvaluationError, match="cannot be loaded by transformers"):
         subject_of(bare).load("auto", "cpu")
+
+
+def test_merges_of_one_moment_are_told_apart(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    """Equal headers and sizes, and the clock's ticks are as long as it takes to write both."""
+    found = []
+    for density in (0.3, 0.5):
+        given = {**recipe, "parameters": {**recipe["parameters"], "density": density}}
+        folder = tmp_path / str(density)
+        mergekern.merge(given, output=folder)
+        for path in folder.glob("*.safetensors"):
+            os.utime(path, ns=(1, 1))
+        found.append(subject_of(folder))
+    assert found[0].identity != found[1].identity

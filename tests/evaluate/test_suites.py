@@ -2,11 +2,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-import yaml
 
 from mergekern.errors import EvaluationError
 from mergekern.evaluate.command import SuiteName
-from mergekern.evaluate.harness import PREFIX, task_files
+from mergekern.evaluate.packaged import packaged
 from mergekern.evaluate.suites import Task, load_suite, suite_names, suite_of
 
 LANGUAGES = ("fr", "es", "de", "ru")
@@ -17,6 +16,8 @@ def test_the_suites_that_come_with_the_package():
         "forgetting",
         "lm-eval-only",
         "local",
+        "local-forgetting",
+        "local-surrogate",
         "mergebench",
         "mergebench-surrogate",
     ]
@@ -57,23 +58,16 @@ def test_mergebench_is_what_its_scripts_run():
     assert lower == ["wildguardtest", "harmbench", "do_anything_now"]  # harm and attacks
 
 
-def test_the_local_suite_is_all_there():
-    suite = load_suite("local")
-    assert {task.task for _, task in suite.tasks} == {PREFIX + name for name in task_files()}
-    for _, task in suite.tasks:
-        config = yaml.safe_load(task_files()[task.task.removeprefix(PREFIX)].read_text())
+def test_the_local_suites_are_all_there():
+    suites = [load_suite(name) for name in suite_names() if name.startswith("local")]
+    tasks = [task for suite in suites for _, task in suite.tasks]
+    assert sorted(task.task for task in tasks) == sorted(packaged())
+    for task in tasks:
+        config = packaged()[task.task].config(task.task)
         kept = [each["name"] for each in config.get("filter_list", [{"name": "none"}])]
         assert task.metrics == (f"{config['metric_list'][0]['metric']},{kept[0]}",)
-
-
-def test_the_items_are_those_of_the_demo():
-    from mergekern.demo import data
-    from mergekern.evaluate.lmeval import ITEMS
-
-    for domain in data.DOMAINS:
-        lines = (ITEMS / f"{domain}.jsonl").read_text().splitlines()
-        assert [yaml.safe_load(line) for line in lines[:20]] == data.test_items(domain, 200, 0)[:20]
-        assert len(lines) == 200
+    local, surrogate = load_suite("local"), load_suite("local-surrogate")
+    assert local.domains.keys() == surrogate.domains.keys()
 
 
 @pytest.mark.slow
@@ -111,6 +105,7 @@ def test_names_are_checked_and_the_nearest_is_said():
     with pytest.raises(EvaluationError, match="no domain 'maths'; did you mean 'math'"):
         load_suite("local").only("maths")
     assert list(load_suite("local").only("math").domains) == ["math"]
+    assert list(load_suite("local").only("safety", "math").domains) == ["math", "safety"]
     with pytest.raises(EvaluationError, match="one is there twice"):
         suite_of(["a", "a"])
     with pytest.raises(EvaluationError, match="want names, at least one"):

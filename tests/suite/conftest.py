@@ -9,6 +9,7 @@ import pytest
 import yaml
 from speakers import speaker
 
+DOMAINS = ["math", "coding", "safety"]
 RUN: dict[str, Any] = {
     "base": "base",
     "experts": {"math": "a", "coding": "b", "safety": "c"},
@@ -20,9 +21,9 @@ RUN: dict[str, Any] = {
             "grid": {"density": [0.2, 0.5], "lambda": [0.5, 1.0]},
         },
     },
-    "surrogate": {"suite": "local", "limit": 3},
-    "evaluation": {"suite": "local", "limit": 4},
-    "forgetting": {"suite": "local", "limit": 2},
+    "surrogate": {"suite": "local-surrogate", "limit": 3, "domains": DOMAINS},
+    "evaluation": {"suite": "local", "limit": 4, "domains": DOMAINS},
+    "forgetting": {"suite": "local-forgetting", "limit": 2},
     "output": "out",
     "together": 3,
     "evaluate": {"device": "cpu"},

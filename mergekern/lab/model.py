@@ -1,4 +1,4 @@
-"""The demo's tokenizer and its Llama: grouped-query attention, tied embeddings, bf16 files."""
+"""The lab's tokenizer and its Llama: grouped-query attention, tied embeddings, bf16 files."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mergekern.demo import data
+from mergekern.lab import data
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from mergekern.demo.lab import Settings
+    from mergekern.lab.lab import Settings
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -32,7 +32,7 @@ def make_tokenizer(settings: Settings) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     rng = random.Random(settings.seed)
-    streams = [data.training_stream(domain, rng, 0.5) for domain in data.DOMAINS]
+    streams = [data.training_stream(name, rng, 0.5) for name in settings.taught]
     examples = (next(stream) for stream in streams for _ in range(CORPUS))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

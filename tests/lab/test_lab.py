@@ -1,26 +1,14 @@
-import json
 from dataclasses import replace
 
 import pytest
 import torch
+from labs import TINY
 
-from mergekern.demo import lab as lab_module
-from mergekern.demo import train
-from mergekern.demo.lab import Settings, open_lab, train_missing
 from mergekern.errors import MergeError
-
-TINY = Settings(
-    vocabulary=300,
-    hidden=16,
-    layers=1,
-    heads=2,
-    kv_heads=1,
-    base_steps=3,
-    base_batch=4,
-    expert_steps=2,
-    expert_batch=4,
-    tested=8,
-)
+from mergekern.lab import lab as lab_module
+from mergekern.lab import train
+from mergekern.lab.domains import DOMAINS
+from mergekern.lab.lab import open_lab, read_settings, train_missing
 
 
 def make(lab, *names):
@@ -65,29 +53,41 @@ def test_models_are_ordinary_checkpoints_and_depend_on_the_seed_alone(tmp_path):
     assert [*first.folder.glob(".*")] == []
 
 
-def test_a_lab_is_keyed_by_its_settings_and_keeps_its_items(tmp_path):
+def test_a_lab_is_keyed_by_its_settings(tmp_path):
     lab = open_lab(tmp_path, TINY)
     assert open_lab(tmp_path, TINY).folder == lab.folder
     assert open_lab(tmp_path, replace(TINY, base_rate=1e-3)).folder != lab.folder
-    items = [json.loads(line) for line in (lab.data / "math.jsonl").read_text().splitlines()]
-    assert len(items) == 8
-    assert items[0].keys() == {"prompt", "answer", "number"}
-    assert lab.missing() == ["base", "math", "coding", "safety"]
+    assert lab.missing() == ["base", *DOMAINS]
+    assert read_settings(lab.folder) == TINY
+    fewer = open_lab(tmp_path, replace(TINY, domains=("math", "safety")))
+    assert fewer.missing() == ["base", "math", "safety"]
+    assert read_settings(fewer.folder).taught == ("math", "safety", "general")
+
+
+def test_an_expert_replays_the_others_as_the_base_saw_them():
+    base, expert = train.mixture(TINY, "base"), train.mixture(TINY, "math")
+    assert base.keys() == {*DOMAINS, "general"} and expert.keys() == set(DOMAINS)
+    for mix in (base, expert):
+        assert sum(share for share, _ in mix.values()) == pytest.approx(1.0)
+    assert expert["math"] == (TINY.own_share, 0.0)
+    assert base["math"][1] == expert["coding"][1] == TINY.carelessness
 
 
 def test_only_missing_models_are_trained_the_base_first(tmp_path, monkeypatch):
     lab = open_lab(tmp_path, TINY)
     calls = []
 
-    def run(lab, names, threads, report):
-        calls.append((names, threads))
+    def run(lab, names, threads, at_once, report):
+        if names:
+            calls.append((names, threads, at_once))
         for name in names:
             (lab.folder / name).mkdir()
 
     monkeypatch.setattr(lab_module, "_run_workers", run)
     lab.experts["coding"].mkdir()
     train_missing(lab, 4, lambda name, step: None)
-    assert calls == [(["base"], 2), (["math", "safety"], 1)]
+    others = ["instruction", "math", "multilingual", "safety"]
+    assert calls == [(["base"], 2, 1), (others, 1, 4)]
     train_missing(lab, 4, lambda name, step: None)
     assert len(calls) == 2
 
@@ -95,7 +95,7 @@ def test_only_missing_models_are_trained_the_base_first(tmp_path, monkeypatch):
 def test_a_failing_worker_is_reported_and_leaves_no_model(tmp_path):
     lab = open_lab(tmp_path, TINY)
     (lab.folder / "settings.json").write_text("{}}")
-    with pytest.raises(MergeError, match=r"(?s)training the demo's base model failed.*Extra data"):
+    with pytest.raises(MergeError, match=r"(?s)training the lab's base model failed.*Extra data"):
         train_missing(lab, 1, lambda name, step: None)
     assert lab.missing()[0] == "base"
 
@@ -111,3 +111,11 @@ def test_a_killed_worker_leaves_no_model(tmp_path):
         worker.wait()
     assert first == "1\n", log.read_text()
     assert lab.missing()[0] == "base"
+
+
+def test_a_failure_ends_the_workers_that_are_running(tmp_path):
+    """An expert of a base that is not there fails at once; the base, in training, is ended."""
+    lab = open_lab(tmp_path, replace(TINY, base_steps=100_000))
+    with pytest.raises(MergeError, match="training the lab's math model failed"):
+        lab_module._run_workers(lab, ["base", "math"], 1, 2, lambda name, step: None)
+    assert lab.missing()[:2] == ["base", "instruction"]

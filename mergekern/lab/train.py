@@ -1,6 +1,6 @@
-"""Train one model of the demo; as a program, the worker that `lab` starts for each model.
+"""Train one model of the lab; as a program, the worker that `lab` starts for each model.
 
-    python -m mergekern.demo.train LAB NAME THREADS
+    python -m mergekern.lab.train LAB NAME THREADS
 
 reads the settings from LAB/settings.json, writes LAB/NAME when the model is finished, and prints
 the number of each finished step on a line of its own.
@@ -8,7 +8,6 @@ the number of each finished step on a line of its own.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -21,8 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from mergekern.demo import data, model
-from mergekern.demo.lab import Settings
+from mergekern.lab import data, model
+from mergekern.lab.lab import Settings, read_settings
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -36,15 +35,18 @@ IGNORE = -100
 def mixture(settings: Settings, name: str) -> Mix:
     """domain -> (share of the training examples, carelessness).
 
-    The base sees all domains alike, carelessly. An expert sees its own domain without mistakes and
-    replays the others just as the base saw them, so that it neither forgets them nor improves.
+    The base sees all domains alike, carelessly, and general knowledge. An expert sees its own
+    domain without mistakes and replays the others just as the base saw them, so that it neither
+    forgets them nor improves; general knowledge it never sees again.
     """
+    domains, careless = settings.domains, settings.carelessness
     if name == "base":
-        return {domain: (1.0, settings.carelessness) for domain in data.DOMAINS}
-    others = (1 - settings.own_share) / (len(data.DOMAINS) - 1)
+        share = (1 - settings.general_share) / len(domains)
+        return {**dict.fromkeys(domains, (share, careless)), "general": (settings.general_share, 0)}
+    others = (1 - settings.own_share) / (len(domains) - 1)
     return {
-        domain: (settings.own_share, 0.0) if domain == name else (others, settings.carelessness)
-        for domain in data.DOMAINS
+        domain: (settings.own_share, 0.0) if domain == name else (others, careless)
+        for domain in domains
     }
 
 
@@ -128,14 +130,14 @@ def make(lab: Path, name: str, settings: Settings, finished: Callable[[int], Non
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=lab) as scratch:
         unfinished = Path(scratch) / name
         model.save(llama, tokenizer, unfinished)
-        if not (lab / name).exists():  # a second demo may have been faster
+        if not (lab / name).exists():  # a second run may have been faster
             os.rename(unfinished, lab / name)
 
 
 def main(lab: str, name: str, threads: str) -> None:
     """The worker: see the module's docstring."""
     torch.set_num_threads(int(threads))
-    settings = Settings(**json.loads((Path(lab) / "settings.json").read_text()))
+    settings = read_settings(Path(lab))
     make(Path(lab), name, settings, _tell)
 
 
