@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from mergekern.lab.lab import Lab, write_text
-from mergekern.lab.statistics import path_of
-from mergekern.methods import all_methods
+from mergekern.lab.statistics import ALONG, path_of
+from mergekern.methods import get_method
 
 Run = dict[str, Any]
 # The grids lie around the values of the papers, for task vectors as large as the lab's.
@@ -44,6 +44,12 @@ METHODS: Run = {
     },
     "model_stock": {"merge_method": "model_stock"},
     "sce": {"merge_method": "sce", "parameters": {"select_topk": 0.3}},
+}
+INFORMED: Run = {  # embeddings, which have no Gram matrices, are averaged
+    "fisher": {},
+    "regmean": {"parameters": {"rest": "mean"}, "grid": {"reduction": [0.5, 0.7, 0.9]}},
+    "regmean_plusplus": {"parameters": ALONG},
+    "stitch": {},
 }
 COMPARED = ("soup", "task_arithmetic", "ties")  # over the weaker base
 
@@ -124,10 +130,10 @@ def _judged(suite: str, lab: Lab, limit: int | None) -> Run:
 def _with_statistics(lab: Lab) -> Run:
     """Methods that need data, each with the files of its kind."""
     found = {}
-    for method in all_methods():
-        if method.statistics:
-            files = {d: str(path_of(lab, d, method.statistics)) for d in lab.settings.domains}
-            found[method.name] = {"merge_method": method.name, "base": True, "statistics": files}
+    for name, asked in INFORMED.items():
+        kind = get_method(name).statistics
+        files = {domain: str(path_of(lab, domain, kind)) for domain in lab.settings.domains}
+        found[name] = {"merge_method": name, "base": True, **asked, "statistics": files}
     return found
 
 

@@ -51,7 +51,8 @@ def made(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> make.Made:
 def test_what_is_made_runs_as_it_is(made: make.Made) -> None:
     run = load_run(made.run)
     lines = plan_suite(run)
-    for method in ("soup", "ties", "dare", "consensus", "fisher", "localize_and_stitch"):
+    eight = ("soup", "task_arithmetic", "ties", "dare", "consensus", "localize_and_stitch")
+    for method in (*eight, "fisher", "regmean", "regmean_plusplus", "stitch"):
         assert method in run.methods
         assert any(line.startswith(f"{method}/") for line in lines)
     assert run.weaker == made.run.parent / "weaker.yml" and load_run(run.weaker).plain == "soup"
@@ -74,6 +75,7 @@ def test_what_is_finished_is_not_done_again(
         pytest.fail("done again")
 
     monkeypatch.setattr(statistics.mergekern, "collect", not_again)
+    monkeypatch.setattr(statistics, "collect_along", not_again)
     monkeypatch.setattr("mergekern.evaluate.lmeval.LmEval.prepare", not_again)
     again = make_lab(made.run.parent, cache, 1, QUIET, SMALL, weaker_base=True, limit=3)
     assert again.gains == made.gains
