@@ -19,7 +19,7 @@ from mergekern.spec import Statistics
 SAMPLES = 256
 # RegMean++ merges while it collects, by the parameters that its merge has afterwards.
 ALONG: dict[str, Any] = {"reduction": 0.9, "rest": "mean"}
-TRAINED: dict[str, Any] = {"sparsity": 0.3, "rate": 1e4, "epochs": 3}
+TRAINED: dict[str, Any] = {"sparsity": 0.3, "rate": 1e7}
 
 
 def path_of(lab: Lab, domain: str, kind: Statistics) -> Path:

@@ -58,7 +58,8 @@ class MethodEntry(_Strict):
         if self.base is not None:
             return self.base
         method = get_method(self.merge_method) if self.merge_method else method_of(str(self.preset))
-        return method.base_role in ("required", "first")
+        # Of a base that may be left out, methods with statistics take what has none.
+        return method.base_role in ("required", "first") or bool(method.statistics)
 
     @property
     def points(self) -> dict[str, Point]:

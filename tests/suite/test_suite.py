@@ -190,6 +190,7 @@ def test_statistics_go_with_their_expert(write_run: Any, tmp_path: Path) -> None
     (tmp_path / "b.fisher").touch()
     entry = {"merge_method": "fisher", "statistics": {"coding": "b.fisher", "math": "org/a"}}
     run = load_run(write_run(methods={"fisher": entry}))
+    assert run.recipe(run.methods["fisher"], {})["base_model"] == run.base
     models = run.recipe(run.methods["fisher"], {})["models"]
     assert [model.get("statistics") for model in models] == [
         "org/a",
