@@ -51,6 +51,7 @@ from mergekern.manual import methods_table, tell
 from mergekern.methods import get_method, load_plugin
 from mergekern.progress import choose_progress
 from mergekern.recipe import has_grid, meant_by
+from mergekern.recipe.statistics import Pairs
 from mergekern.suite.command import suite_command
 from mergekern.terminal import one_line_errors
 from mergekern.version import __version__
@@ -246,24 +247,9 @@ def _arguments(context: typer.Context, without: Collection[str] = ()) -> dict[st
     return {
         **options,
         "models": context.params["model"] or None,
-        **_statistics(context.params["statistics"]),
+        **({"statistics": Pairs(given)} if (given := context.params["statistics"]) else {}),
         **_parameters(context.params["param"], flags),
     }
-
-
-def _statistics(given: list[str] | None) -> dict[str, Any]:
-    """By model: never by their order, which may be another than the models'."""
-    if not given:
-        return {}
-    files: dict[str, str] = {}
-    for pair in given:
-        model, equals, file = pair.partition("=")
-        if not equals or not model or not file:
-            raise RecipeError(f"--statistics {pair!r}; want MODEL=FILE")
-        if model in files:
-            raise RecipeError(f"--statistics of {model} are given twice")
-        files[model] = file
-    return {"statistics": files}
 
 
 def _parameters(given: list[str] | None, flags: Mapping[str, str]) -> dict[str, Any]:

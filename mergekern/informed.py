@@ -52,11 +52,15 @@ def check_statistics(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> tuple
                     )
     if recipe.method.statistics != "regmean_plusplus" or not questions:
         return ()
-    return _check_along(recipe, questions)
+    bases = {id(base): base for expert in recipe.experts for base in _bases(recipe, expert)}
+    return _check_along(recipe, questions, [opened[found] for found in bases])
 
 
-def _check_along(recipe: Recipe, questions: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """Of files that were collected along a merge; questions: by their labels."""
+def _check_along(
+    recipe: Recipe, questions: Mapping[str, Mapping[str, Any]], bases: Sequence[Checkpoint]
+) -> tuple[str, ...]:
+    """Of files that were collected along a merge; questions: by their labels, in the order of the
+    experts."""
     (first, question), *others = questions.items()
     along = question.get("along", {})
     for label, other in others:
@@ -66,16 +70,34 @@ def _check_along(recipe: Recipe, questions: Mapping[str, Mapping[str, Any]]) -> 
                 "those of all models that are merged at once"
             )
     models = along.get("models", [])
-    if sorted(models) != sorted(str(each.get("identity")) for each in questions.values()):
+    merged = [str(each.get("identity")) for each in questions.values()]
+    if sorted(models) != sorted(merged):
         raise MismatchError(
             f"statistics {first}: were collected along a merge of {len(models)} models, and "
             f"{len(recipe.experts)} are merged here: name all of those, or collect along this merge"
         )
+    _check_base(first, along.get("base"), bases)
+    asked = dict(along.get("merge", {}))
+    if isinstance(asked.get("weight"), list):  # in the order of the models that it was along
+        asked["weight"] = [asked["weight"][models.index(model)] for model in merged]
     return tuple(
         f"statistics were collected along a merge with {name} {value}, and this one has "
         f"{recipe.parameters[name]}"
-        for name, value in along.get("merge", {}).items()
+        for name, value in asked.items()
         if name in recipe.parameters and _listed(recipe.parameters[name]) != value
+    )
+
+
+def _check_base(label: str, along: str | None, bases: Sequence[Checkpoint]) -> None:
+    """The base that a merge begins with is part of what its layers see."""
+    known = [identity_of(base) for base in bases if base.on_disk]
+    if len(known) < len(bases) or set(known) == ({along} - {None}):
+        return
+    was = "without a base" if along is None else "over a base"
+    now = "there is none here" if not bases else f"here it is {bases[0].label}"
+    raise MismatchError(
+        f"statistics {label}: were collected along a merge {was}, and {now}: give the same base, "
+        "or collect along this merge"
     )
 
 

@@ -7,7 +7,7 @@ of its data. Then layer l is merged by regmean, and all data go through that.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -165,7 +165,7 @@ def _parameters(
         raise CollectError(
             f"{KIND} is given {len(models)} models and {len(data)} data; want the data of each"
         )
-    weights = (weight,) * len(models) if isinstance(weight, (int, float)) else tuple(weight)
+    weights = tuple(weight) if isinstance(weight, Iterable) else (weight,) * len(models)
     if len(weights) != len(models):
         raise CollectError(f"weight has {len(weights)} values for {len(models)} models")
     return Parameters(tuple(map(float, weights)), reduction, singular, rest)

@@ -53,7 +53,7 @@ class Training:
             "bias": (0 < self.bias < float("inf"), "above 0"),
             "rate": (0 <= self.rate < float("inf"), "0 or more"),
             "l1": (0 <= self.l1 < float("inf"), "0 or more"),
-            "epochs": (self.epochs >= 0, "0 or more"),
+            "epochs": (self.epochs in range(1 << 31), "a whole number, 0 or more"),
         }
         for name, (fits, want) in wanted.items():
             if not fits:

@@ -215,11 +215,17 @@ def base_of_source(source: Source) -> Base | None:
     if source.in_memory or (lora is not None and lora.in_memory):
         return None
     return Base(
-        model=source.where,
+        model=_from_anywhere(source.where),
         revision=source.revision,
-        lora=None if lora is None else lora.where,
+        lora=None if lora is None else _from_anywhere(lora.where),
         lora_revision=None if lora is None else lora.revision,
     )
+
+
+def _from_anywhere(where: str) -> str:
+    """A folder's path as other working folders know it; a Hub id as it is."""
+    path = os.path.abspath(os.path.expanduser(where))
+    return path if os.path.isdir(path) else where
 
 
 def _headers(plan: Plan) -> dict[str, str]:

@@ -81,7 +81,9 @@ def main(path: str) -> None:
 
     job = json.loads(Path(path).read_text(encoding="utf-8"))
     try:
-        mergekern.merge_many(job["recipes"], job["outputs"], **job["options"])
+        done: Sequence[Any] = mergekern.merge_many(job["recipes"], job["outputs"], **job["options"])
+        for output, told in zip(job["outputs"], done, strict=True):
+            sys.stdout.writelines(f"{output}: note: {note}\n" for note in told.notes)
     except MergeError as error:
         sys.exit(str(error))
     Path(job["peak"]).write_text(str(peak_memory()))
