@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from collected import TEXTS, speaking
 from folders import hashes, load
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import mergekern
@@ -153,6 +154,23 @@ def test_sets_that_are_refused(folders: dict[str, Path], tmp_path: Path) -> None
             models=[str(folders["llama.b"])],
             statistics=[tmp_path / "files" / file],
         )
+    files = [tmp_path / "files" / f"{name}.regmean_plusplus.safetensors" for name in "ba"]
+    models = [str(folders[f"llama.{name}"]) for name in "ba"]
+    asked: dict[str, Any] = {"models": models, "statistics": files, "reduction": REDUCTION}
+    base = str(folders["llama.base"])
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    changed = load(other)
+    changed["model.norm.weight"][0] += 1
+    save_file(changed, other / "model.safetensors")
+    # In another order the weights are those of the models, wherever these stand.
+    assert not mergekern.plan("regmean_plusplus", base=base, weight=[2.0, 1.0], **asked).notes
+    told = mergekern.plan("regmean_plusplus", base=base, weight=[1.0, 2.0], **asked).notes
+    assert any("with weight [2.0, 1.0], and this one has (1.0, 2.0)" in note for note in told)
+    with pytest.raises(MismatchError, match="along a merge over a base, and there is none here"):
+        mergekern.plan("regmean_plusplus", weight=[2.0, 1.0], **asked)
+    with pytest.raises(MismatchError, match="over a base, and here it is"):
+        mergekern.plan("regmean_plusplus", base=other, weight=[2.0, 1.0], **asked)
     report = merged(folders, "llama", tmp_path / "files", tmp_path / "out", reduction=0.2)
     assert "collected along a merge with reduction 0.7, and this one has 0.2" in str(report)
 

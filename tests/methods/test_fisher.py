@@ -175,6 +175,17 @@ def test_the_command_line_pairs_by_model(folders: dict[str, Path], tmp_path: Pat
         output=tmp_path / "called",
     )
     assert hashes(tmp_path / "called") == hashes(tmp_path / "out")
+    odd = tmp_path / "b=1"
+    odd.symlink_to(folders["b"])
+    pairs = [f"{odd}={folders['b.fisher']}", f"{a}={folders['a.fisher']}"]
+    given = [word for pair in pairs for word in ("--statistics", pair)]
+    line = ["plan", "fisher", "--base", base, "-m", a, "-m", str(odd), *given]
+    assert CliRunner().invoke(app, line).exit_code == 0
+    layers = [{"model": model, "layer_range": [0, 1]} for model in (a, b)]
+    content = {"merge_method": "fisher", "base_model": base, "slices": [{"sources": layers}]}
+    (tmp_path / "slices.yml").write_text(json.dumps(content))
+    done = CliRunner().invoke(app, ["plan", str(tmp_path / "slices.yml"), *options])
+    assert done.exit_code == 0, done.output
     for wrong, complaint in (
         (["--statistics", "file"], "want MODEL=FILE"),
         ([*options, *options[:2]], "given twice"),
