@@ -78,7 +78,8 @@ def test_every_method_makes_a_model_that_runs(folders, tmp_path, method) -> None
     }
     call = calls.get(method, {"base": base, "models": [a, b]})
     if get_method(method).statistics:
-        call["statistics"] = [statistics_of(weights(m), method == "fisher") for m in (a, b)]
+        elementwise = get_method(method).statistics in ("fisher", "masks")
+        call["statistics"] = [statistics_of(weights(m), elementwise) for m in (a, b)]
     if any(p.name == "density" for p in get_method(method).parameters):
         call["density"] = 0.5
     if get_method(method).container:

@@ -233,7 +233,7 @@ def test_ctrl_c(models: list[Path], wanted: dict[str, Path], tmp_path: Path) -> 
         f"estimate = MemoryEstimate(0, 0, {BUFFERS}, 0, None, 1 << 26)\n"
         "engine.budget.memory_estimate = lambda *_: estimate\n"
         "fuse = CpuBackend.fuse_batch\n"
-        "CpuBackend.fuse_batch = lambda *a: (time.sleep(0.5), fuse(*a))[1]\n"
+        "CpuBackend.fuse_batch = lambda *a: (time.sleep(2), fuse(*a))[1]\n"
         "folders.merge([pathlib.Path(a) for a in sys.argv[2:]], pathlib.Path(sys.argv[1]))\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "out"), *map(str, models)]
