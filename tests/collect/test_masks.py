@@ -230,7 +230,7 @@ def test_what_is_refused(pairs: dict[str, tuple[Path, Path]], data: Path, tmp_pa
         with pytest.raises(CollectError, match=rf"{name} is {value}; want"):
             collect(pairs["llama"], data, path, **{name: value})
     for name, low in (("l1", -0.5), ("epochs", -1)):
-        with pytest.raises(CollectError, match=rf"{name} is {low}; want 0 or more"):
+        with pytest.raises(CollectError, match=rf"{name} is {low}; want .*0 or more"):
             collect(pairs["llama"], data, path, **{name: low})
     model, base = pairs["llama"]
     with pytest.raises(CollectError, match="masks needs the base that the model was fine-tuned"):
