@@ -1,7 +1,7 @@
 """Masks that a file holds as bits, read as numbers: 1 where an element is marked, 0 elsewhere.
 
-U8 [ceil(numel / 8)] for each tensor: element i of the flat tensor is bit i % 8 of byte i // 8, the
-least significant first. The tensors' own shapes stand in the file's metadata, under SHAPES.
+The bits of each tensor lie as packed.py says; its own shape stands in the file's metadata, under
+SHAPES.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from mergekern.arrays import HOST, to_host
+from mergekern.arrays import HOST
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
 from mergekern.checkpoint.contents import Contents
 from mergekern.checkpoint.placed import Placed
 from mergekern.dtypes import BFLOAT16, UINT8, dtype_name
 from mergekern.errors import CheckpointError
+from mergekern.packed import packed_shape, read_packed
 
 SHAPES = "shapes"  # of what `mergekern collect` writes into a file's metadata
 
@@ -25,11 +26,6 @@ SHAPES = "shapes"  # of what `mergekern collect` writes into a file's metadata
 _NUMBERS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(
     BFLOAT16
 )
-
-
-def packed_shape(info: TensorInfo) -> tuple[int]:
-    """Of the bytes that hold a tensor's mask."""
-    return (-(-info.numel // 8),)
 
 
 class BitsCheckpoint:
@@ -60,7 +56,7 @@ class BitsCheckpoint:
         if buffer is None:
             buffer = np.empty(length * BFLOAT16.itemsize, UINT8)
         out: np.ndarray = buffer[: length * BFLOAT16.itemsize].view(BFLOAT16)
-        bits, first = to_host(self._file.read(name, start // 8, -(-stop // 8), None)), start % 8
+        bits, first = read_packed(self._file, name, start, stop)
         whole = 0 if first else length // 8  # bytes whose elements are where they belong
         eights = out[: 8 * whole].reshape(-1, 8)
         np.take(_NUMBERS, bits[:whole], axis=0, out=eights, mode="clip")  # other modes copy
@@ -84,7 +80,7 @@ def _info(file: Checkpoint, name: str, shapes: Mapping[str, Any]) -> TensorInfo:
             "want a list of sizes"
         )
     info = TensorInfo(name, BFLOAT16, tuple(shape))
-    wanted = packed_shape(info)
+    wanted = packed_shape(info.numel)
     if held.dtype != UINT8 or held.shape != wanted:
         raise CheckpointError(
             f"{file.label}: tensor {name}: holds {dtype_name(held.dtype)} {list(held.shape)}; the "

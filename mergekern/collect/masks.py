@@ -20,7 +20,7 @@ from typing import Any
 from mergekern.arrays import as_tensor
 from mergekern.backends.masks import packed
 from mergekern.checkpoint.base import Checkpoint
-from mergekern.checkpoint.bits import SHAPES, packed_shape
+from mergekern.checkpoint.bits import SHAPES
 from mergekern.collect.data import Sample
 from mergekern.collect.fisher import KEPT, SUMS, log_likelihood
 from mergekern.collect.network import Network
@@ -28,6 +28,7 @@ from mergekern.collect.store import Store
 from mergekern.dtypes import MERGEABLE, dtype_name
 from mergekern.errors import CollectError
 from mergekern.lazily import torch
+from mergekern.packed import packed_shape
 
 LOGITS = "logits"  # the part that holds them after an epoch
 LOW = 15  # bits of a magnitude that the first of two counts leaves out
@@ -104,7 +105,7 @@ class Deltas:
     @property
     def nbytes(self) -> int:
         """Of their masks."""
-        return sum(packed_shape(self.base.tensors[name])[0] for name in self.names)
+        return sum(packed_shape(self.base.tensors[name].numel)[0] for name in self.names)
 
     def read(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The base's weights, and the delta."""
