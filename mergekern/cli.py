@@ -51,7 +51,7 @@ from mergekern.manual import methods_table, tell
 from mergekern.methods import get_method, load_plugin
 from mergekern.progress import choose_progress
 from mergekern.recipe import has_grid, meant_by
-from mergekern.recipe.statistics import Pairs
+from mergekern.recipe.beside import Pairs
 from mergekern.suite.command import suite_command
 from mergekern.terminal import one_line_errors
 from mergekern.version import __version__

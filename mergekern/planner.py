@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Literal
 
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
@@ -166,6 +167,9 @@ def _size_of_pool(step: Step) -> Literal["", "module", "layer", "model"]:
 
 
 def _bytes_of(steps: Sequence[Step], checkpoints: Sequence[Checkpoint]) -> int:
-    return sum(
-        checkpoints[read.model].tensors[read.name].nbytes for step in steps for read in step.origins
-    )
+    """What one pass reads; layers that share a matrix are solved for with one reading of it."""
+    solved = [step.equations for step in steps if step.equations is not None]
+    grams = {gram for equations in solved for gram in equations.grams}
+    others = (given for step in steps for given in step.origins if given not in grams)
+    read = chain(grams, others)
+    return sum(checkpoints[given.model].tensors[given.name].nbytes for given in read)

@@ -18,21 +18,12 @@ from mergekern import ambient
 from mergekern.checkpoint import Checkpoint
 from mergekern.checkpoint.identity import identity_of
 from mergekern.collect.blending import Blend, Grams, Parameters
+from mergekern.collect.choices import Kind, check_choices, device_of, run_in, torch_dtype
 from mergekern.collect.data import Sample, Texts, draw, read_texts
 from mergekern.collect.gram import Linears, States, said_of, through
 from mergekern.collect.layers import Layers
 from mergekern.collect.network import Network, tokenizer_of
-from mergekern.collect.run import (
-    Collection,
-    Kind,
-    check_choices,
-    device_of,
-    gram_bytes,
-    open_model,
-    question_of,
-    run_in,
-    torch_dtype,
-)
+from mergekern.collect.run import Collection, gram_bytes, open_model, question_of
 from mergekern.collect.showing import choose_showing
 from mergekern.collect.store import Store
 from mergekern.errors import CollectError

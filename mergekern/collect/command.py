@@ -110,6 +110,7 @@ def collect_command(
         "quiet": quiet,
     }
     with one_line_errors(debug):
+        _check(kind, locals())
         if kind == "regmean_plusplus":
             weights: Any = 1.0 if not weight else weight[0] if len(weight) == 1 else weight
             options |= {"weight": weights, "reduction": reduction}
@@ -120,6 +121,13 @@ def collect_command(
             found = [_alone(kind, model, data, options)]
         for each in found if not quiet else ():
             typer.echo(str(each))
+
+
+def _check(kind: str, given: dict[str, Any]) -> None:
+    from mergekern.collect.choices import KINDS, check_meant
+
+    if kind in KINDS:
+        check_meant(kind, given, collect_command)
 
 
 def _alone(kind: str, models: list[str], data: list[str], options: dict[str, Any]) -> Any:

@@ -164,6 +164,11 @@ def collect_masks(
             _, delta = deltas.read(name)
             gradient = total / len(samples)
             logits[name] = training.stepped(logits[name].to(device), delta, gradient).cpu()
+            if gradient.isfinite().all() and not logits[name].isfinite().all():
+                raise CollectError(
+                    f"tensor {name}: its logits leave fp32 in epoch {epoch + 1}: --rate "
+                    f"{training.rate:g} is too large: give a smaller one"
+                )
         del sums
         store.write(LOGITS, logits, {"epochs": epoch + 1})
     return ["masks"], _finish({name: logits[name] for name in deltas.names}, store)

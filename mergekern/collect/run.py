@@ -8,28 +8,31 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mergekern import ambient
 from mergekern.checkpoint import Checkpoint, open_checkpoint
 from mergekern.checkpoint.identity import identity_of
+from mergekern.collect.choices import (
+    Kind,
+    check_choices,
+    check_meant,
+    device_of,
+    run_in,
+    torch_dtype,
+)
 from mergekern.collect.data import Sample, Texts, draw, read_texts
-from mergekern.collect.fisher import LABELS, Labels, collect_fisher, fisher_keys
+from mergekern.collect.fisher import Labels, collect_fisher, fisher_keys
 from mergekern.collect.gram import collect_gram, linear_layers
 from mergekern.collect.masks import Deltas, Training, collect_masks, masked_keys
 from mergekern.collect.network import Network, tokenizer_of
 from mergekern.collect.showing import Showing, choose_showing
 from mergekern.collect.store import Store
-from mergekern.dtypes import parse_dtype, to_torch
 from mergekern.errors import CollectError
-from mergekern.lazily import torch
 from mergekern.lock import input_files
 from mergekern.recipe import parse_source
 from mergekern.sizes import format_size
 from mergekern.version import __version__
-
-Kind = Literal["fisher", "gram", "masks", "regmean_plusplus"]
-KINDS: tuple[Kind, ...] = ("fisher", "gram", "masks", "regmean_plusplus")
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,7 @@ def collect(
     fisher, and of each epoch of masks.
     Raises CollectError, CheckpointError or OutputError, naming what was found and the mend.
     """
+    check_meant(kind, locals(), collect)
     check_choices(kind, labels, samples, max_length, base)
     if kind == "regmean_plusplus":
         raise CollectError(
@@ -255,40 +259,3 @@ def open_model(model: str | Path, cache: str | Path | None, what: str = "model")
         lora_revision=None if lora is None else lora.revision,
         cache=None if cache is None else Path(cache).expanduser(),
     )
-
-
-def check_choices(
-    kind: str, labels: str, samples: int, max_length: int, base: str | Path | None = None
-) -> None:
-    for name, value, choices in (("kind", kind, KINDS), ("labels", labels, LABELS)):
-        if value not in choices:
-            raise CollectError(f"{name} is {value!r}; want one of {', '.join(choices)}")
-    for name, number, least in (("samples", samples, 1), ("max_length", max_length, 2)):
-        if number < least:
-            raise CollectError(f"{name} is {number}; want {least} or more")
-    if (base is None) == (kind == "masks"):
-        found = "needs the base that the model was fine-tuned from: give --base"
-        raise CollectError(f"{kind} {found if base is None else 'takes no --base: leave it out'}")
-
-
-def run_in(dtype: str | None, device: str) -> str | None:
-    """The dtype that is asked for; if none, float32 on a CPU, as most are several times slower at
-    narrower ones, and elsewhere what the model is stored in, None."""
-    return "float32" if dtype is None and device == "cpu" else dtype
-
-
-def torch_dtype(name: str | None) -> torch.dtype | None:
-    return None if name is None else to_torch(parse_dtype(name))
-
-
-def device_of(asked: str) -> str:
-    """`auto` is a GPU where torch sees one. Raises CollectError for a GPU that is not here."""
-    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if asked == "auto":
-        return "cuda" if here else "cpu"
-    kind, _, number = asked.partition(":")
-    if asked != "cpu" and (kind != "cuda" or not (number or "0").isdecimal()):
-        raise CollectError(f"device is {asked!r}; want auto, cpu, cuda or cuda:1")
-    if asked != "cpu" and int(number or 0) >= here:
-        raise CollectError(f"device is {asked!r}; torch sees {here} GPUs on this machine")
-    return asked

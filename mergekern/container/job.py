@@ -174,7 +174,7 @@ class ContainerJob:
             resumed=any(summary.resumed_bytes > 0 for summary in summaries),
             notes=(
                 *self.plan.notes,
-                f"a container of {len(self.plan.tasks)} models: `mergekern materialise "
+                f"a container of {', '.join(self.plan.tasks)}: `mergekern materialise "
                 f"{output} OUTPUT --task {first}` takes one out of it",
             ),
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 import mergekern
 from mergekern.collect import collect_along
-from mergekern.collect.run import Kind
+from mergekern.collect.choices import Kind
 from mergekern.lab.data import training_stream
 from mergekern.lab.lab import Lab, write_text
 from mergekern.spec import Statistics

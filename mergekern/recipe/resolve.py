@@ -17,12 +17,13 @@ from typing import Any
 from mergekern.dtypes import parse_dtype
 from mergekern.errors import RecipeError
 from mergekern.methods import get_method
+from mergekern.recipe.beside import with_beside
 from mergekern.recipe.levels import LevelReader, given_settings, named
 from mergekern.recipe.recipe import Entry, Level, Part, Recipe
 from mergekern.recipe.schema import ModelEntry, Module, RecipeFile, Slice
-from mergekern.recipe.source import Source
-from mergekern.recipe.statistics import statistics_of, with_statistics
-from mergekern.recipe.tasks import tasks_of, with_tasks
+from mergekern.recipe.source import Source, parse_source
+from mergekern.recipe.statistics import statistics_of
+from mergekern.recipe.tasks import tasks_of
 from mergekern.recipe.text import spell
 from mergekern.recipe.tokenizer import (
     TokenizerSettings,
@@ -44,12 +45,13 @@ def resolve(
     Raises RecipeError for methods, parameters and models that cannot be what was meant.
     """
     arguments = dict(arguments or {})
-    file = with_statistics(file, arguments.pop("statistics", None))
+    given = arguments.pop("statistics", None)
+    file = with_beside(file, "statistics", given, parse_source)
     method = get_method(file.merge_method)
     if method.container:
-        file = with_tasks(file, arguments.pop("task", None))
-    given = named(method, arguments)
-    return _Resolver(file, given, stages or {}).recipe(seed)
+        given = arguments.pop("task", None)
+        file = with_beside(file, "task", given, lambda value, _: str(value))
+    return _Resolver(file, named(method, arguments), stages or {}).recipe(seed)
 
 
 class _Resolver:

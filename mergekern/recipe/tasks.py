@@ -5,43 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from mergekern.errors import RecipeError
 from mergekern.methods import Method
 from mergekern.recipe.recipe import Part
-from mergekern.recipe.schema import RecipeFile
 from mergekern.recipe.source import Source
 
 NAME = re.compile(r"\w[\w.-]*")  # of a folder, and behind the @ of a reference
 OTHER = re.compile(r"[^\w.-]+")
-
-
-def with_tasks(file: RecipeFile, given: Any) -> RecipeFile:
-    """The file with a call's names: one for each of `models`, or by a model's label.
-
-    Raises RecipeError for another number of them, and labels that no model has.
-    """
-    if given is None:
-        return file
-    labels = [entry.model.label for entry in file.models]
-    if isinstance(given, Mapping):
-        unknown = [label for label in given if label not in labels]
-        if unknown:
-            raise RecipeError(f"task of {unknown[0]}: the models are {', '.join(labels)}")
-        given = [given.get(label) for label in labels]
-    if isinstance(given, str):
-        given = [given]
-    if len(given) != len(labels):
-        raise RecipeError(
-            f"task has {len(given)} values for {len(labels)} models ({', '.join(labels)})"
-        )
-    models = tuple(
-        entry if name is None else entry.model_copy(update={"task": str(name)})
-        for entry, name in zip(file.models, given, strict=True)
-    )
-    return file.model_copy(update={"models": models})
 
 
 def tasks_of(
@@ -53,23 +25,30 @@ def tasks_of(
     Names that several models share are numbered. Raises RecipeError for one that is given twice,
     and for what is no folder's name.
     """
-    named = {
-        id(entry.source): entry.task
+    every = {
+        id(entry.source): entry
         for part in parts
         for entry in part.entries
         if entry.task is not None
     }
     if not method.container:
         why = f"{method.name} writes one model"
-        return (), tuple(f"task {name} has no effect: {why}" for name in named.values())
+        return (), tuple(f"task {entry.task} has no effect: {why}" for entry in every.values())
+    own = set(map(id, experts))
+    notes = tuple(
+        f"task {entry.task} has no effect: {entry.source.label} is the base"
+        for place, entry in every.items()
+        if place not in own
+    )
+    named = {place: str(entry.task) for place, entry in every.items() if place in own}
     for name in named.values():
         if not NAME.fullmatch(name):
             raise RecipeError(f"task is {name!r}; want letters, digits, _, - and ., without /")
     count = Counter(named.values()).most_common(1)
     if count and count[0][1] > 1:
         raise RecipeError(f"task {count[0][0]} is given to {count[0][1]} models: want one for each")
-    own = [_own_name(expert) for expert in experts if id(expert) not in named]
-    shared = {name for name, times in Counter(own).items() if times > 1}
+    unnamed = Counter(_own_name(expert) for expert in experts if id(expert) not in named)
+    shared = {name for name, times in unnamed.items() if times > 1}
     taken, found = set(named.values()), []
     for expert in experts:
         name = named.get(id(expert)) or _own_name(expert)
@@ -77,7 +56,7 @@ def tasks_of(
             name = _free(name, taken, numbered=name in shared)
         taken.add(name)
         found.append(name)
-    return tuple(found), ()
+    return tuple(found), notes
 
 
 def _own_name(source: Source) -> str:

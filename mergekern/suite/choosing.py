@@ -45,12 +45,17 @@ class Candidate:
 
 @dataclass
 class Spent:
-    """What a method's candidates took together; peak: bytes of the largest merging process."""
+    """What a method's candidates took together.
+
+    peak:  bytes of the largest merging process
+    notes: of their merges, each once
+    """
 
     merge_seconds: float = 0.0
     validation_seconds: float = 0.0
     peak: int = 0
     candidates: list[dict[str, Any]] = field(default_factory=list)  # point, surrogate score
+    notes: list[str] = field(default_factory=list)
 
 
 def candidates_of(run: RunFile, method: str, entry: MethodEntry) -> list[Candidate]:
@@ -96,6 +101,7 @@ class Contest:
         merged = self._state.of(f"{candidate.cell}/merge") or {}
         spent.merge_seconds += merged.get("seconds", 0.0)
         spent.peak = max(spent.peak, merged.get("peak", 0))
+        spent.notes += [note for note in merged.get("notes", ()) if note not in spent.notes]
         score = 0.0
         if len(candidates) > 1:
             cell, key = f"{candidate.cell}/surrogate", self._judge.key("surrogate", candidate.key)
@@ -136,8 +142,8 @@ class Contest:
             for each in left:
                 self._state.add(f"{each.cell}/merge", each.key, "failed", reason=str(error))
             raise
-        for each in left:
-            facts = {"seconds": used.seconds / len(left), "peak": used.peak}
+        for each, notes in zip(left, used.notes, strict=True):
+            facts = {"seconds": used.seconds / len(left), "peak": used.peak, "notes": notes}
             self._state.add(f"{each.cell}/merge", each.key, "done", **facts)
         self._tell(f"merged {names} in {used.seconds:.1f} s")
 

@@ -2,7 +2,7 @@
 
     python -m mergekern.suite.merging JOB.json
 
-merges what the job says, and writes its peak memory to the file that the job names.
+merges what the job says, and writes what it took and noted to the file that the job names.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ TAIL = 2000
 
 @dataclass(frozen=True)
 class Used:
-    """seconds: of the wall clock, starting up included; peak: bytes that the process held."""
+    """seconds: of the wall clock, starting up included; peak: bytes that the process held; notes:
+    of each merge."""
 
     seconds: float
     peak: int
+    notes: Sequence[Sequence[str]]
 
 
 def merge_apart(
@@ -41,12 +43,12 @@ def merge_apart(
     said goes to the log."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        given, peak = Path(scratch) / "job.json", Path(scratch) / "peak"
+        given, told = Path(scratch) / "job.json", Path(scratch) / "told.json"
         job = {
             "recipes": recipes,
             "outputs": [str(output) for output in outputs],
             "options": options,
-            "peak": str(peak),
+            "told": str(told),
         }
         given.write_text(json.dumps(job), encoding="utf-8")
         began = time.monotonic()
@@ -60,7 +62,7 @@ def merge_apart(
         if done.returncode:
             words = " ".join(log.read_text(encoding="utf-8", errors="replace")[-TAIL:].split())
             raise MergeError(words or f"the merge ended with {done.returncode}; see {log}")
-        return Used(seconds, int(peak.read_text()))
+        return Used(seconds, **json.loads(told.read_text(encoding="utf-8")))
 
 
 def peak_memory() -> int:
@@ -82,11 +84,12 @@ def main(path: str) -> None:
     job = json.loads(Path(path).read_text(encoding="utf-8"))
     try:
         done: Sequence[Any] = mergekern.merge_many(job["recipes"], job["outputs"], **job["options"])
-        for output, told in zip(job["outputs"], done, strict=True):
-            sys.stdout.writelines(f"{output}: note: {note}\n" for note in told.notes)
+        for output, report in zip(job["outputs"], done, strict=True):
+            sys.stdout.writelines(f"{output}: note: {note}\n" for note in report.notes)
     except MergeError as error:
         sys.exit(str(error))
-    Path(job["peak"]).write_text(str(peak_memory()))
+    told = {"peak": peak_memory(), "notes": [each.notes for each in done]}
+    Path(job["told"]).write_text(json.dumps(told), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ def report_text(results: Results, title: str = "Merging methods") -> str:
     lines += ["", "Merging and validation are of all candidates; candidates that one read of the"]
     lines += ["inputs made share its time. Peak memory is that of the merging process.", ""]
     lines += _findings(results)
+    lines += _notes(results)
     lines += _gaps(results)
     return "\n".join(lines) + "\n"
 
@@ -155,6 +156,17 @@ def _costs(results: Results) -> tuple[Cells, list[Cells]]:
             ]
         )
     return heads, rows
+
+
+def _notes(results: Results) -> list[str]:
+    """What the merges had to say."""
+    lines = [
+        f"- {row.method}: {note}"
+        for row in results.rows
+        if row.chosen is not None
+        for note in row.chosen.facts["notes"]
+    ]
+    return ["## Notes of the merges", "", *lines, ""] if lines else []
 
 
 def _gaps(results: Results) -> list[str]:

@@ -29,7 +29,7 @@ class Chosen:
     """The merge that stands for its method.
 
     facts: of all candidates together: merge_seconds, validation_seconds, peak (bytes of the largest
-           process), candidates with their surrogate scores
+           process), candidates with their surrogate scores, notes of their merges
     """
 
     point: Mapping[str, Any]

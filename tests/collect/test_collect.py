@@ -188,6 +188,12 @@ def test_the_command(folders: dict[str, Path], data: Path, tmp_path: Path) -> No
     assert done.exit_code == 0 and path.exists(), done.output
     wrong = CliRunner().invoke(app, ["collect", "grams", *where])
     assert wrong.exit_code == 1 and "want one of fisher, gram" in wrong.output
+    for option in (["--rate", "1"], ["--embeddings"], ["--weight", "2"]):
+        wrong = CliRunner().invoke(app, [*line, *option])
+        complaint = f"{option[0][2:]} is an option of "
+        assert wrong.exit_code == 1 and complaint in wrong.output, wrong.output
+    with pytest.raises(CollectError, match="labels is an option of fisher, and gram is collected"):
+        mergekern.collect("gram", folders["gpt2"], data, labels="hard")
     about = said(path)
     assert about["question"]["data"]["samples"] == 3 and about["kind"] == "gram"
     assert about["files"].keys() == {"model.safetensors"} and about["model"] == str(folders["gpt2"])

@@ -234,6 +234,13 @@ def test_a_name_without_a_container_has_no_effect(small: Path) -> None:
     assert "task m has no effect: linear writes one model" in mergekern.plan(recipe).notes
 
 
+def test_the_base_has_no_task(small: Path) -> None:
+    base, math = (str(small.parent / name) for name in ("base", "math"))
+    plan = mergekern.plan("emr", base=base, models=[base, math], task=["b", "m"])
+    assert list(plan.tasks) == ["m"]
+    assert f"task b has no effect: {base} is the base" in plan.notes
+
+
 # what is refused
 
 
@@ -269,6 +276,20 @@ def test_another_base(small: Path, tmp_path: Path) -> None:
     mergekern.materialise(moved, tmp_path / "x", task="math", base=str(copy))
     with pytest.raises(CheckpointError, match="is no container of several models"):
         open_checkpoint(copy, base=mergekern.checkpoint.container.Base(model="x"))
+
+
+def test_a_base_named_relatively_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = noisy(0, w=(9,))
+    write_model(tmp_path / "base", base)
+    write_model(tmp_path / "math", noisy(1, base))
+    monkeypatch.chdir(tmp_path)
+    mergekern.merge("emr", base="base", models=["math"], output="c")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    mergekern.materialise(tmp_path / "c", "out", task="math")
+    assert load(tmp_path / "elsewhere/out").keys() == base.keys()
 
 
 def test_a_base_in_memory_is_given_again(small: Path, tmp_path: Path) -> None:

@@ -175,6 +175,10 @@ def test_the_command_line_pairs_by_model(folders: dict[str, Path], tmp_path: Pat
         output=tmp_path / "called",
     )
     assert hashes(tmp_path / "called") == hashes(tmp_path / "out")
+    # Shells complete folders with a / behind them.
+    slashes = [word for pair in pairs for word in ("--statistics", pair.replace("=", "/=", 1))]
+    line = ["plan", "fisher", "--base", base, "-m", a, "-m", f"{b}/", *slashes]
+    assert CliRunner().invoke(app, line).exit_code == 0
     odd = tmp_path / "b=1"
     odd.symlink_to(folders["b"])
     pairs = [f"{odd}={folders['b.fisher']}", f"{a}={folders['a.fisher']}"]

@@ -293,7 +293,7 @@ def test_plans_account_for_all(layers: dict[str, Path], tmp_path: Path) -> None:
     assert "solves   5 tensors, with matrices of 64, 200 rows" in str(plan)
     assert str(layers["a.gram"]) in str(plan) and "solutions of" not in str(plan)
     weights = sum(2 * a * b for a, b in LAYER.values()) + 4 * 96
-    square = 4 * (3 * 64**2 + 2 * 200**2)  # q's matrix is read for v again
+    square = 4 * (2 * 64**2 + 2 * 200**2)  # q and v share one
     assert plan.input_bytes == 2 * (weights + square)
     least = plan.memory.least
     with pytest.raises(BudgetError, match=r"are what l\.\d\.\w+ is solved for with"):

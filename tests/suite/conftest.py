@@ -14,7 +14,7 @@ RUN: dict[str, Any] = {
     "base": "base",
     "experts": {"math": "a", "coding": "b", "safety": "c"},
     "methods": {
-        "soup": {"preset": "mergebench/model_soup"},
+        "soup": {"preset": "mergebench/model_soup", "parameters": {"density": 0.5}},  # noted
         "ties": {
             "merge_method": "ties",
             "parameters": {"weight": 1.0},

@@ -45,7 +45,9 @@ def test_a_run_is_reported_and_not_repeated(write_run: Any, tmp_path: Path) -> N
 
     written = write_report(results, tmp_path / "out", "run")
     text = written.read_text()
-    for part in ("| soup |", "expert of coding", "Kept of the base", "peak"):
+    assert "- ties: " not in text.split("## Notes of the merges")[1]
+    noted = "density has no effect: task_arithmetic keeps every delta whole"
+    for part in ("| soup |", "expert of coding", "Kept of the base", "peak", noted):
         assert part in text
     content = json.loads((tmp_path / "out/results.json").read_text())
     assert {row["method"] for row in content["methods"]} == {"soup", "ties"}
