@@ -110,8 +110,7 @@ class BuildKernels(build_ext):
 extension = Pybind11Extension(
     "mergekern._C",
     sources=[
-        "csrc/batch.cpp",
-        "csrc/bindings.cpp",
+        *(f"csrc/{name}.cpp" for name in ("array_bindings", "batch", "bindings")),
         *(
             f"csrc/cpu/{name}.cpp"
             for name in ("compact", "dispatch", "order", "passes", "pool", "systems")

@@ -1,37 +1,21 @@
-// The only file that knows Python: plain structs and raw addresses in, the GIL released, no torch.
-// Callers have checked dtypes, lengths and lifetimes (mergekern/backends/cpu.py).
-#include <pybind11/pybind11.h>
+// The module _C, and in it what works on tiles; array_bindings.cpp binds the rest.
+#include "bindings.h"
+
 #include <pybind11/stl.h>
 
 #include <array>
-#include <string>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 #include "batch.h"
 #include "cpu/loops.h"
 #include "cpu/order.h"
 #include "cpu/passes.h"
-#include "cpu/systems.h"
 #include "philox.h"
 
-namespace py = pybind11;
 using namespace mergekern;
 
 namespace {
-
-template <typename T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-template <typename T>
-std::vector<T*> pointers(const std::vector<uintptr_t>& addresses) {
-  std::vector<T*> list;
-  for (uintptr_t address : addresses) list.push_back(pointer<T>(address));
-  return list;
-}
 
 // Experts and their tile; the tile points into the vector.
 struct Inputs {
@@ -103,12 +87,6 @@ Expert make_expert(uintptr_t data, DType dtype, uint32_t index, double coef, dou
   e.keep_below = static_cast<uint32_t>(keep_below);
   e.mask = pointer<uint8_t>(mask);
   return e;
-}
-
-// A function of the module that lets other threads run Python meanwhile.
-template <typename F>
-void released(py::module_& m, const char* name, F&& f) {
-  m.def(name, std::forward<F>(f), py::call_guard<py::gil_scoped_release>());
 }
 
 void bind_enums(py::module_& m) {
@@ -268,86 +246,6 @@ void bind_operations(py::module_& m) {
   });
 }
 
-void bind_lowrank(py::module_& m) {
-  py::class_<LowRank>(m, "LowRank")
-      .def(py::init([](uintptr_t left, uintptr_t right, uintptr_t factor, bool by_column,
-                       int64_t rows, int64_t columns, int32_t rank, float scale) {
-             const float *l = pointer<float>(left), *r = pointer<float>(right);
-             return LowRank{l, r, pointer<float>(factor), by_column, rows, columns, rank, scale};
-           }),
-           py::kw_only(), py::arg("left"), py::arg("right"), py::arg("factor"),
-           py::arg("by_column"), py::arg("rows"), py::arg("columns"), py::arg("rank"),
-           py::arg("scale"));
-  released(m, "add_lowrank",
-           [](const std::string& isa, const LowRank& x, uintptr_t weight, DType dtype,
-              int64_t begin, int64_t end, uintptr_t out) {
-             loops(isa.c_str())
-                 .add_lowrank(x, pointer<void>(weight), dtype, begin, end, pointer<float>(out));
-           });
-  released(m, "sum_squares",
-           [](const std::string& isa, uintptr_t x, int64_t rows, int64_t columns, bool by_column,
-              uintptr_t sums) {
-             loops(isa.c_str())
-                 .sum_squares(pointer<float>(x), rows, columns, by_column, pointer<double>(sums));
-           });
-}
-
-void bind_systems(py::module_& m) {
-  py::class_<Factor>(m, "Factor")
-      .def(py::init([](uintptr_t data, DType dtype, int64_t row_step, int64_t step,
-                       double reduction, double weight, int64_t diagonal) {
-             return Factor{pointer<void>(data), dtype, row_step, step, reduction, weight, diagonal};
-           }),
-           py::kw_only(), py::arg("data"), py::arg("dtype"), py::arg("row_step"), py::arg("step"),
-           py::arg("reduction") = 1.0, py::arg("weight") = 1.0, py::arg("diagonal") = 0);
-  released(m, "product",
-           [](const std::string& isa, int threads, const Factor& a, int64_t rows, int64_t columns,
-              int64_t k, uintptr_t b, uintptr_t c) {
-             product(isa, threads, a, rows, columns, k, pointer<double>(b), columns,
-                     pointer<double>(c), columns);
-           });
-  released(m, "factorise",
-           [](const std::string& isa, int threads, uintptr_t a, int64_t n, double least) {
-             return factorise(isa, threads, pointer<double>(a), n, least);
-           });
-  released(m, "solve",
-           [](const std::string& isa, int threads, uintptr_t u, int64_t n, uintptr_t x,
-              int64_t columns) {
-             solve(isa, threads, pointer<double>(u), n, pointer<double>(x), columns);
-           });
-}
-
-void bind_packed(py::module_& m) {
-  released(m, "add_marked",
-           [](const std::string& isa, bool wide, uintptr_t base, DType base_dtype, uintptr_t delta,
-              DType delta_dtype, uintptr_t packed, int64_t first, double scale, int64_t n,
-              uintptr_t out) {
-             const Marked x{pointer<void>(base),
-                            base_dtype,
-                            pointer<void>(delta),
-                            delta_dtype,
-                            pointer<uint8_t>(packed),
-                            first,
-                            scale};
-             loops(isa.c_str()).add_marked(x, wide, 0, n, pointer<void>(out));
-           });
-}
-
-void bind_elementary(py::module_& m) {
-  released(m, "exp", [](const std::string& isa, uintptr_t x, int64_t n, uintptr_t out) {
-    loops(isa.c_str()).exp(pointer<double>(x), n, pointer<double>(out));
-  });
-  released(m, "log", [](const std::string& isa, uintptr_t x, int64_t n, uintptr_t out) {
-    loops(isa.c_str()).log(pointer<double>(x), n, pointer<double>(out));
-  });
-  released(m, "total",
-           [](const std::string& isa, uintptr_t x, int64_t rows, int64_t length, uintptr_t out) {
-             std::vector<double> half(static_cast<size_t>(length / 2 + 1));
-             loops(isa.c_str())
-                 .total(pointer<double>(x), rows, length, half.data(), pointer<double>(out));
-           });
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -357,10 +255,7 @@ PYBIND11_MODULE(_C, m) {
   bind_enums(m);
   bind_structs(m);
   bind_operations(m);
-  bind_lowrank(m);
-  bind_systems(m);
-  bind_packed(m);
-  bind_elementary(m);
+  bind_arrays(m);
   m.def("fuse_batch", &run_batch);
   m.def("instruction_sets", &names_of_instruction_sets);
   m.def("philox", [](std::tuple<uint32_t, uint32_t, uint32_t, uint32_t> counter, uint64_t seed) {

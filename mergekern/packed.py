@@ -4,7 +4,8 @@ element i being bit i % 8 of byte i // 8 (least significant first); bits behind 
     packed_shape(numel)                     the shape that is stored
     read_packed(checkpoint, name, 9, 20)    the bytes that hold elements [9, 20), and the bit of 9
     add_marked(...)                         base + scale * delta where marked, by the loops
-    plain_add_marked(...)                   the same in plain numpy: this defines the bits
+    marked_ones(...)                        1 where marked, 0 elsewhere, by the loops
+    plain_add_marked(...), plain_marked_ones(...)   the same in plain numpy: these define the bits
 
 In memory they are `Tile.masks` (fused.py), which the loops read and write by unpack_block and
 pack_block (csrc/cpu/thin.h), plain torch by backends/masks.py.
@@ -75,6 +76,16 @@ def add_marked(
     )
 
 
+def marked_ones(packed: np.ndarray, first: int, out: np.ndarray, instruction_set: str = "") -> None:
+    """out = 1 where an element is marked, 0 elsewhere.
+
+    packed: uint8, whose bit `first` is that of the first element;  out: flat, bf16
+    """
+    assert packed.dtype == UINT8 and 8 * len(packed) >= first + len(out)
+    assert out.dtype == BFLOAT16 and packed.flags.c_contiguous and out.flags.c_contiguous
+    _C.marked_ones(instruction_set, address(packed), first, len(out), address(out))
+
+
 def plain_add_marked(
     base: np.ndarray,
     delta: np.ndarray,
@@ -88,3 +99,8 @@ def plain_add_marked(
     marks = np.unpackbits(packed, count=first + n, bitorder="little")[first:].astype(bool)
     kept = np.where(marks, delta.astype(work), work.type(0))
     out[:] = base.astype(work) + kept * work.type(scale)
+
+
+def plain_marked_ones(packed: np.ndarray, first: int, out: np.ndarray) -> None:
+    """What marked_ones() does, in plain numpy."""
+    out[:] = np.unpackbits(packed, count=first + len(out), bitorder="little")[first:]

@@ -88,6 +88,7 @@ class Solutions:
         self._solver.shutdown(cancel_futures=True)
         self._factor = None
 
+    @np.errstate(all="ignore")  # what is not finite is found in what is merged
     def _compute(self, step: Step, start: int, out: np.ndarray) -> None:
         """Elements from `start` on, as many as there is room for; whole rows at a time."""
         system = self._system(step)

@@ -16,8 +16,15 @@ from mergekern.arrays import host_view
 from mergekern.backends.cpu import instruction_sets
 from mergekern.backends.masks import packed, unpacked
 from mergekern.checkpoint import open_checkpoint
-from mergekern.dtypes import FLOAT32, FLOAT64
-from mergekern.packed import add_marked, packed_shape, plain_add_marked, read_packed
+from mergekern.dtypes import BFLOAT16, FLOAT32, FLOAT64
+from mergekern.packed import (
+    add_marked,
+    marked_ones,
+    packed_shape,
+    plain_add_marked,
+    plain_marked_ones,
+    read_packed,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -45,6 +52,19 @@ def test_what_is_added(
         add_marked(base, delta, bits, first, scale, got, name)
         same = got.view(f"i{work.itemsize}") == want.view(f"i{work.itemsize}")
         assert (same | (np.isnan(got) & np.isnan(want))).all(), (name, np.flatnonzero(~same)[:3])
+
+
+@pytest.mark.parametrize("first", [0, 1, 7, 8, 13])
+def test_marks_as_numbers(first: int) -> None:
+    for numel in (0, *LENGTHS):
+        bits = np.random.default_rng(numel).integers(0, 256, -(-(first + numel) // 8), np.uint8)
+        want, got = np.empty(numel, BFLOAT16), np.empty(numel + 1, BFLOAT16)
+        plain_marked_ones(bits, first, want)
+        for name in instruction_sets():
+            got.fill(7)
+            marked_ones(bits, first, got[:numel], name)
+            assert (got[:numel].view(np.uint16) == want.view(np.uint16)).all(), (name, numel)
+            assert got[numel] == 7
 
 
 @pytest.mark.parametrize("numel", [1, 7, 8, 9, 64, 65, 997])

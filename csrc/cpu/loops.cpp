@@ -73,6 +73,7 @@ const Loops table = {
     substitute,
     factor_panel,
     add_marked,
+    marked_ones,
     exp,
     log,
     total,

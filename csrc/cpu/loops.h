@@ -118,7 +118,8 @@ struct Loops {
   void (*gram)(const Tile&, bool wide, int64_t begin, int64_t end, double* out);  // [blocks, K, K]
   void (*magnitudes)(const Tile&, bool wide, int64_t begin, int64_t end, int expert, int64_t* out);
   bool (*all_finite)(const void* data, DType, int64_t begin, int64_t end);
-  // see cpu/lowrank.h; these two go by the elements of a tensor, without a tile; so does add_marked
+  // see cpu/lowrank.h; these two go by the elements of a tensor, without a tile; so do those of
+  // packed masks
   void (*add_lowrank)(const LowRank&, const void* weight, DType, int64_t begin, int64_t end,
                       float* out);
   void (*sum_squares)(const float* x, int64_t rows, int64_t columns, bool by_column, double* sums);
@@ -129,6 +130,8 @@ struct Loops {
                      int64_t x_row, int64_t columns, double* room);
   int64_t (*factor_panel)(double* a, int64_t row, int64_t n, const double* least);
   void (*add_marked)(const Marked&, bool wide, int64_t begin, int64_t end, void* out);
+  // n elements from bit `first` on: 1 in bf16 where one is marked, 0 elsewhere
+  void (*marked_ones)(const uint8_t* packed, int64_t first, int64_t n, uint16_t* out);
   // see cpu/elementary.h
   void (*exp)(const double* x, int64_t n, double* out);
   void (*log)(const double* x, int64_t n, double* out);

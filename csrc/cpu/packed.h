@@ -12,10 +12,10 @@ namespace {
 // bits = those from bit `first` of the packed ones on; n bits, and nothing behind their last byte
 inline void shifted_bits(const uint8_t* packed, int first, uint8_t* bits, int n) {
   const int bytes = (n + 7) / 8, held = (first + n + 7) / 8;
-  for (int i = 0; i < bytes; ++i) {
-    const int next = i + 1 < held ? packed[i + 1] : 0;
-    bits[i] = static_cast<uint8_t>((packed[i] | next << 8) >> first);
+  for (int i = 0; i + 1 < held; ++i) {
+    bits[i] = static_cast<uint8_t>((packed[i] | packed[i + 1] << 8) >> first);
   }
+  if (bytes == held) bits[bytes - 1] = static_cast<uint8_t>(packed[bytes - 1] >> first);
 }
 
 // d = 0 where an element is not kept; kept: as of unpack_block
@@ -45,6 +45,18 @@ void add_marked(const Marked& x, int64_t begin, int64_t end, Work* out) {
     unpack_block(bits, kept, n);
     keep_marked(kept, d, n);
     for (int i = 0; i < n; ++i) out[at + i] = base[i] + d[i] * scale;
+  }
+}
+
+void marked_ones(const uint8_t* packed, int64_t first, int64_t n, uint16_t* out) {
+  constexpr uint16_t kOne = 0x3f80;  // 1 in bf16
+  alignas(64) uint16_t kept[kStep + kLanesOf16];
+  uint8_t bits[kStep / 8];
+  for (int64_t at = 0; at < n; at += kStep) {
+    const int some = static_cast<int>(n - at < kStep ? n - at : kStep);
+    shifted_bits(packed + (first + at) / 8, static_cast<int>((first + at) % 8), bits, some);
+    unpack_block(bits, kept, some);
+    for (int i = 0; i < some; ++i) out[at + i] = kept[i] & kOne;
   }
 }
 

@@ -18,14 +18,9 @@ from mergekern.checkpoint.contents import Contents
 from mergekern.checkpoint.placed import Placed
 from mergekern.dtypes import BFLOAT16, UINT8, dtype_name
 from mergekern.errors import CheckpointError
-from mergekern.packed import packed_shape, read_packed
+from mergekern.packed import marked_ones, packed_shape, read_packed
 
 SHAPES = "shapes"  # of what `mergekern collect` writes into a file's metadata
-
-# The eight elements of every byte.
-_NUMBERS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(
-    BFLOAT16
-)
 
 
 class BitsCheckpoint:
@@ -57,10 +52,7 @@ class BitsCheckpoint:
             buffer = np.empty(length * BFLOAT16.itemsize, UINT8)
         out: np.ndarray = buffer[: length * BFLOAT16.itemsize].view(BFLOAT16)
         bits, first = read_packed(self._file, name, start, stop)
-        whole = 0 if first else length // 8  # bytes whose elements are where they belong
-        eights = out[: 8 * whole].reshape(-1, 8)
-        np.take(_NUMBERS, bits[:whole], axis=0, out=eights, mode="clip")  # other modes copy
-        out[8 * whole :] = _NUMBERS[bits[whole:]].reshape(-1)[first:][: length - 8 * whole]
+        marked_ones(bits, first, out)
         return out
 
     def verify_unchanged(self) -> None:
