@@ -44,6 +44,12 @@ def lay_out(
     return tuple(_shard(file, group, metadata) for file, group in zip(files, groups, strict=True))
 
 
+def one_file(tensors: Sequence[TensorInfo], metadata: Mapping[str, str] = FORMAT) -> Shard:
+    """All in one file, in whatever number and size; see lay_out()."""
+    _check(tensors)
+    return _shard(_file_name(0, 1), list(tensors), metadata)
+
+
 def index_json(shards: Sequence[Shard]) -> str | None:
     """The text of model.safetensors.index.json; None for a single shard, which needs none."""
     if len(shards) == 1:

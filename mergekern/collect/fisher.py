@@ -23,7 +23,6 @@ from mergekern.lazily import torch
 Labels = Literal["empirical", "hard"]
 LABELS: tuple[Labels, ...] = ("empirical", "hard")
 SUMS = "sums"  # the part that samples are added to
-KEPT = 10  # times, at the most, that sums are written before all samples are there
 
 
 def collect_fisher(
@@ -53,15 +52,13 @@ def collect_fisher(
         for name, parameter in parameters.items()
         if name in names
     ]
-    every = max(1, -(-len(samples) // KEPT))
     for place in range(done, len(samples)):
         log_likelihood(network.model, samples[place], device, labels).backward()
-        if (place + 1) % every == 0 and place + 1 < len(samples):
-            store.write(SUMS, sums, {"samples": place + 1})
+        store.keep(SUMS, sums, {"samples": place + 1})
         show(1)
     for hook in hooks:
         hook.remove()
-    means = {name: sums[name] / len(samples) for name in parameters if name in sums}
+    means = {name: sums[name].div_(len(samples)) for name in parameters if name in sums}
     store.write("means", means, {})
     return ["means"], {}
 

@@ -22,7 +22,7 @@ from mergekern.backends.masks import packed
 from mergekern.checkpoint.base import Checkpoint
 from mergekern.checkpoint.bits import SHAPES
 from mergekern.collect.data import Sample
-from mergekern.collect.fisher import KEPT, SUMS, log_likelihood
+from mergekern.collect.fisher import SUMS, log_likelihood
 from mergekern.collect.network import Network
 from mergekern.collect.store import Store
 from mergekern.dtypes import MERGEABLE, dtype_name
@@ -238,13 +238,11 @@ def _gradients(
         sums = {name: total.to(device) for name, total in store.read(SUMS).items()}
     show(first)
     hooks = [_add_into(sums, name, weight) for name, weight in weights.items()]
-    every = max(1, -(-len(samples) // KEPT))
     for place in range(first, len(samples)):
         sample = samples[place]
         labels = len(sample.ids) - sample.label
         (log_likelihood(network.model, sample, device, "empirical") / -labels).backward()
-        if (place + 1) % every == 0 and place + 1 < len(samples):
-            store.write(SUMS, sums, {"epochs": epoch, "samples": place + 1})
+        store.keep(SUMS, sums, {"epochs": epoch, "samples": place + 1})
         show(1)
     for hook in hooks:
         hook.remove()

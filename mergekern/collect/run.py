@@ -167,8 +167,8 @@ def collect(
     dtype:      the model is run in; if not given float32 on a CPU, and on a GPU as it is stored
     device:     auto (a GPU if there is one), cpu, cuda or cuda:1
     dry_run:    say what would be collected, and how large it is
-    What is finished is not done again after a kill: layers of gram, tenths of the samples of
-    fisher, and of each epoch of masks.
+    What is finished is not done again after a kill: layers of gram, and of fisher and masks the
+    samples up to the last minute, or more where writing the sums takes long.
     Raises CollectError, CheckpointError or OutputError, naming what was found and the mend.
     """
     check_meant(kind, locals(), collect)

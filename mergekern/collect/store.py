@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from typing import Any
 from mergekern.checkpoint.base import TensorInfo
 from mergekern.checkpoint.files import WeightFile, write_whole
 from mergekern.checkpoint.header import Header, read_header
-from mergekern.checkpoint.layout import FORMAT, lay_out
+from mergekern.checkpoint.layout import FORMAT, one_file
 from mergekern.checkpoint.provenance import KEY, provenance_in
+from mergekern.dtypes import of_torch
 from mergekern.errors import CollectError, OutputError
 from mergekern.lazily import torch
 
 QUESTION = "question.json"
-ANY_SIZE = 1 << 62
+KEEP_EVERY = 60.0  # seconds between writes of sums that grow
+KEEP_SHARE = 0.05  # of the time that writing them may take
 
 
 class Store:
@@ -37,6 +40,7 @@ class Store:
         self.path = path
         self.parts = path.with_name(path.name + ".parts")
         self._question = dict(question)
+        self._due = time.monotonic() + KEEP_EVERY
         if path.exists() and not self.finished:
             raise OutputError(
                 f"{path}: is there and holds something else: remove it, or give another --output"
@@ -76,19 +80,33 @@ class Store:
         self, name: str, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, Any]
     ) -> None:
         """A part, whole or not at all. Raises CollectError for NaN and Inf."""
-        from safetensors.torch import save_file
-
         for tensor, values in tensors.items():
             if not bool(values.isfinite().all()):
                 raise CollectError(
                     f"{tensor}: its statistics hold NaN or Inf: the model's own outputs do, or are "
                     "too large for its dtype: give --dtype float32"
                 )
+        infos = [TensorInfo(n, of_torch(x.dtype), tuple(x.shape)) for n, x in tensors.items()]
+        shard = one_file(infos, {**FORMAT, KEY: json.dumps(dict(notes))})
         path = self.part(name)
         unfinished = path.with_suffix(".tmp")
-        held = {key: value.contiguous().cpu() for key, value in tensors.items()}
-        save_file(held, unfinished, metadata={KEY: json.dumps(dict(notes))})
+        with open(unfinished, "wb") as out:
+            out.write(shard.header)
+            out.truncate(shard.size)
+            for tensor, values in tensors.items():  # no second copy of all, as save_file makes it
+                out.seek(shard.offsets[tensor])
+                out.write(values.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
         replace(unfinished, path)
+
+    def keep(
+        self, name: str, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, Any]
+    ) -> None:
+        """write() of a part that goes on growing, unless it was written a short while ago."""
+        began = time.monotonic()
+        if began >= self._due:
+            self.write(name, tensors, notes)
+            now = time.monotonic()
+            self._due = now + max(KEEP_EVERY, (now - began) / KEEP_SHARE)
 
     def notes(self, name: str) -> Mapping[str, Any]:
         """What was written with a part."""
@@ -107,7 +125,7 @@ class Store:
         if not infos:
             raise CollectError(f"{self.path}: there is nothing to collect of this model")
         said = json.dumps({**provenance, "question": self._question})
-        (shard,) = lay_out(infos, ANY_SIZE, {**FORMAT, KEY: said})
+        shard = one_file(infos, {**FORMAT, KEY: said})
         unfinished = self.parts / "whole.tmp"
         with open(unfinished, "wb") as out:
             out.write(shard.header)

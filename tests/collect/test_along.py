@@ -187,7 +187,7 @@ def test_the_command(folders: dict[str, Path], tmp_path: Path) -> None:
     assert hashes(tmp_path / "files") == hashes(tmp_path / "called")
     for wrong, complaint in (
         ([*line, "--model", "c"], "regmean_plusplus is given 3 models and 2 data"),
-        (["collect", "gram", *line[2:]], "gram is of one model and its data"),
+        (["collect", "gram", *line[2:14]], "gram is of one model and its data"),
         ([*line, "--weight", "1", "--weight", "2", "--weight", "3"], "weight has 3 values for 2"),
         ([*line, "--model", line[7], "--data", str(folders["a"])], "two models end in one name"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -18,12 +19,12 @@ from typer.testing import CliRunner
 import mergekern
 from mergekern.checkpoint import open_checkpoint
 from mergekern.cli import app
-from mergekern.collect import fisher, gram
+from mergekern.collect import fisher, gram, store
 from mergekern.collect.layers import Layers
 from mergekern.collect.network import Network
 from mergekern.errors import CollectError, OutputError
 
-KINDS = ("llama", "gemma2", "gpt2")
+KINDS = ("llama", "gemma2", "gpt2", "qwen2", "qwen3")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,9 @@ def test_a_kill_costs_what_was_not_finished(
     options: dict[str, Any] = {"samples": 12, "device": "cpu"}
     mergekern.collect(kind, folders["llama"], data, output=whole, **options)
     calls: list[int] = []
-    stop = 18 if kind == "gram" else 7  # in the second of two layers; behind three of six parts
+    stop = 18 if kind == "gram" else 7  # in the second of two layers; behind six samples
+    monkeypatch.setattr(store, "KEEP_EVERY", 0.0)
+    monkeypatch.setattr(store, "KEEP_SHARE", math.inf)
 
     def counted(work: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -157,6 +160,27 @@ def test_a_kill_costs_what_was_not_finished(
     assert again.found and "nothing to do" in str(again)
     with pytest.raises(OutputError, match="holds something else"):
         mergekern.collect(kind, folders["gemma2"], data, output=path, **options)
+
+
+def test_sums_are_kept_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(store.time, "monotonic", lambda: clock[0])
+    kept = store.Store(tmp_path / "x.safetensors", {})
+    kept.open()
+    write = kept.write
+
+    def slow(name: str, tensors: Any, notes: Any) -> None:
+        write(name, tensors, notes)
+        clock[0] += 9.0
+
+    monkeypatch.setattr(kept, "write", slow)
+    written = []
+    for second in range(0, 400, 10):
+        clock[0] = max(clock[0], float(second))
+        kept.keep("sums", {"x": torch.ones(3)}, {"at": second})
+        if kept.has("sums") and kept.notes("sums")["at"] == second:
+            written.append(second)
+    assert written == [60, 250]  # a minute, then twenty times the nine seconds
 
 
 def test_layers_hold_weights_one_at_a_time(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 
 import mergekern
 from mergekern.cli import app
-from mergekern.collect import masks
+from mergekern.collect import masks, store
 from mergekern.errors import CollectError, OutputError
 
 KINDS = ("llama", "gemma2", "gpt2")
@@ -201,7 +202,9 @@ def test_a_kill_costs_what_was_not_finished(
 
         return call
 
-    for after in (20, 9):  # in the second epoch, which has six of twelve; then in the third
+    monkeypatch.setattr(store, "KEEP_EVERY", 0.0)
+    monkeypatch.setattr(store, "KEEP_SHARE", math.inf)
+    for after in (20, 9):  # in the second epoch, which has seven of twelve; then in the third
         calls.clear()
         monkeypatch.setattr(masks, "log_likelihood", stopping(after))
         with pytest.raises(KeyboardInterrupt):
@@ -212,7 +215,7 @@ def test_a_kill_costs_what_was_not_finished(
     calls.clear()
     monkeypatch.setattr(masks, "log_likelihood", stopping(0))
     collect(pairs["llama"], data, path)
-    assert len(calls) == 10
+    assert len(calls) == 9
     assert path.read_bytes() == whole.read_bytes()
 
 
