@@ -14,6 +14,8 @@ from mergekern.sizes import format_size
 class MergeReport:
     """What a merge into a folder did; str() tells it.
 
+    bytes_read:     of what was merged; where that is computed as it is read (adapters, tasks of
+                    containers, solutions of equations) what it comes to, not what is behind it
     merged, copied: output tensors; dropped: input tensors that nothing was made of
     resumed:        some of it was found finished, from a call before this one
     notes:          what was asked for and had no effect, and what the folder lacks
