@@ -19,17 +19,11 @@ import numpy as np
 
 from mergekern import _C
 from mergekern.arrays import address, to_host
-from mergekern.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, UINT8
+from mergekern.cdtypes import C_DTYPES
+from mergekern.dtypes import BFLOAT16, FLOAT32, FLOAT64, UINT8
 
 if TYPE_CHECKING:
     from mergekern.checkpoint.base import Checkpoint
-
-DTYPES = {
-    FLOAT64: _C.DType.f64,
-    FLOAT32: _C.DType.f32,
-    FLOAT16: _C.DType.f16,
-    BFLOAT16: _C.DType.bf16,
-}
 
 
 def packed_shape(numel: int) -> tuple[int]:
@@ -54,7 +48,7 @@ def add_marked(
 ) -> None:
     """out = base + scale * delta where an element is marked, base elsewhere.
 
-    base, delta: flat, of DTYPES;  packed: uint8, whose bit `first` is that of the first element
+    base, delta: flat, of C_DTYPES;  packed: uint8, whose bit `first` is that of the first element
     out: flat, fp32 or fp64, which is what is computed in; each product and sum is rounded once
     """
     n = len(out)
@@ -65,9 +59,9 @@ def add_marked(
         instruction_set,
         out.dtype == FLOAT64,
         address(base),
-        DTYPES[base.dtype],
+        C_DTYPES[base.dtype],
         address(delta),
-        DTYPES[delta.dtype],
+        C_DTYPES[delta.dtype],
         address(packed),
         first,
         scale,

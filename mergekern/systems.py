@@ -13,10 +13,9 @@ import numpy as np
 
 from mergekern import _C
 from mergekern.arrays import address
-from mergekern.checkpoint.lowrank import DTYPES as NARROW
+from mergekern.cdtypes import C_DTYPES
 from mergekern.dtypes import FLOAT64
 
-DTYPES = {**NARROW, FLOAT64: _C.DType.f64}
 LEAST = 2.0**-23  # of a diagonal element: what is left of less is rounding of fp32
 
 
@@ -47,15 +46,15 @@ class Workers:
     ) -> None:
         """c += shrunk(a) b, see plain_shrunk()
 
-        a: [m, k], of DTYPES, any strides;  b: fp64 [k, n];  c: fp64 [m, n]; both contiguous
+        a: [m, k], of C_DTYPES, any strides;  b: fp64 [k, n];  c: fp64 [m, n]; both contiguous
         """
         m, k = a.shape
-        assert a.dtype in DTYPES and b.shape == (k, c.shape[1]) and len(c) == m
+        assert a.dtype in C_DTYPES and b.shape == (k, c.shape[1]) and len(c) == m
         assert _is_plain(b) and _is_plain(c)
         steps = [step // a.itemsize for step in a.strides]
         factor = _C.Factor(
             data=address(a),
-            dtype=DTYPES[a.dtype],
+            dtype=C_DTYPES[a.dtype],
             row_step=steps[0],
             step=steps[1],
             reduction=reduction,

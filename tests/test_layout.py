@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "mergekern"
 ABOVE_TO_BELOW = """
-errors version sizes lazily dtypes ambient collector huge arrays _C _cuda kernels
+errors version sizes lazily dtypes ambient collector huge arrays _C _cuda cdtypes kernels
 elementary function fused angles geometry spec methods recipe packed
 checkpoint report columns plan naming tied tokenizer layers options roles outputs informed fitting
 planner remembered lock card progress done

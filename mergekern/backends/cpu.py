@@ -25,7 +25,8 @@ from mergekern.backends.cores import available_cores
 from mergekern.backends.formulas import spelled
 from mergekern.backends.functions import run
 from mergekern.backends.rooms import rooms_for
-from mergekern.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INT64, UINT8, DType
+from mergekern.cdtypes import C_DTYPES
+from mergekern.dtypes import FLOAT64, INT64, UINT8, DType
 from mergekern.fused import (
     KEEP_ALL,
     Batch,
@@ -38,12 +39,6 @@ from mergekern.fused import (
     Window,
 )
 
-_DTYPES = {
-    FLOAT64: _C.DType.f64,
-    FLOAT32: _C.DType.f32,
-    FLOAT16: _C.DType.f16,
-    BFLOAT16: _C.DType.bf16,
-}
 _PLAIN = ExpertScalars(index=0, coef=1.0)
 
 
@@ -71,7 +66,7 @@ class CpuBackend:
     def fuse(self, op: FusedOp, tile: Tile, out: Array) -> Findings:
         check_tile(tile, op.work, HOST, deltas=op.rule == "task_vector")
         check_out(tile, out, HOST)
-        how, written = self._how(op.work), (address(out), _DTYPES[dtype_of(out)])
+        how, written = self._how(op.work), (address(out), C_DTYPES[dtype_of(out)])
         if op.rule != "function":
             found = _C.fuse(how, _native(op), _inputs(tile, op.experts), *written)
         elif (formula := spelled(op)) is not None:
@@ -102,7 +97,7 @@ class CpuBackend:
             _inputs(tile, op.experts * len(tile.experts) if tile.spread else op.experts),
             [(_cuts(m.strict), _cuts(m.wide)) for m in margins],
             0 if out is None else address(out),
-            _C.DType.bf16 if out is None else _DTYPES[dtype_of(out)],
+            _C.DType.bf16 if out is None else C_DTYPES[dtype_of(out)],
             address(kept),
             address(marked),
         )
@@ -130,7 +125,7 @@ class CpuBackend:
 
     def put(self, values: Array, index: Array, out: Array) -> None:
         check_put(values, index, out, HOST)
-        dtype, n = _DTYPES[dtype_of(out)], len(index)
+        dtype, n = C_DTYPES[dtype_of(out)], len(index)
         _C.put(self.threads, dtype, address(values), address(index), n, address(out))
 
     def fuse_batch(self, op: FusedOp, batch: Batch) -> dict[int, Findings]:
@@ -141,8 +136,8 @@ class CpuBackend:
             self._how(op.work),
             _native(op),
             [_expert(0, dtype, e) for dtype, e in zip(batch.experts, op.experts, strict=True)],
-            _C.DType.f32 if batch.base is None else _DTYPES[batch.base],
-            _DTYPES[batch.out],
+            _C.DType.f32 if batch.base is None else C_DTYPES[batch.base],
+            C_DTYPES[batch.out],
             len(batch),
             [
                 *(column.ctypes.data for column in columns),
@@ -216,7 +211,7 @@ class CpuBackend:
             self._how(work),
             _inputs(tile),
             0 if into.out is None else address(into.out),
-            _DTYPES[into.stored],
+            C_DTYPES[into.stored],
             [0 if mask is None else address(mask) for mask in into.masks],
             0 if into.sums is None else address(into.sums),
         )
@@ -242,9 +237,9 @@ def instruction_sets() -> list[str]:
 def all_finite(array: Array, threads: int = 1) -> bool:
     """Whether floats hold neither NaN nor Inf, at the speed of reading them."""
     floats = host_view(array)
-    if floats.dtype not in _DTYPES or not floats.flags.c_contiguous:
+    if floats.dtype not in C_DTYPES or not floats.flags.c_contiguous:
         raise ValueError(f"want contiguous floats, not {floats.dtype}, strides {floats.strides}")
-    return _C.all_finite(address(floats), _DTYPES[floats.dtype], floats.size, threads)
+    return _C.all_finite(address(floats), C_DTYPES[floats.dtype], floats.size, threads)
 
 
 def _inputs(tile: Tile, scalars: tuple[ExpertScalars, ...] | None = None) -> _C.Inputs:
@@ -252,7 +247,7 @@ def _inputs(tile: Tile, scalars: tuple[ExpertScalars, ...] | None = None) -> _C.
     masks = tile.masks or (None,) * len(tile.experts)
     return _C.Inputs(
         base=0 if tile.base is None else address(tile.base),
-        base_dtype=_C.DType.f32 if tile.base is None else _DTYPES[dtype_of(tile.base)],
+        base_dtype=_C.DType.f32 if tile.base is None else C_DTYPES[dtype_of(tile.base)],
         experts=[
             _expert(address(t), dtype_of(t), s, 0 if mask is None else address(mask))
             for t, s, mask in zip(tile.experts, scalars, masks, strict=True)
@@ -266,7 +261,7 @@ def _inputs(tile: Tile, scalars: tuple[ExpertScalars, ...] | None = None) -> _C.
 def _expert(address: int, dtype: DType, scalars: ExpertScalars, mask: int = 0) -> _C.Expert:
     return _C.Expert(
         data=address,
-        dtype=_DTYPES[dtype],
+        dtype=C_DTYPES[dtype],
         index=scalars.index,
         coef=scalars.coef,
         vote=scalars.vote,

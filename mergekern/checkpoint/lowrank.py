@@ -16,13 +16,10 @@ import numpy as np
 
 from mergekern import _C
 from mergekern.arrays import address
+from mergekern.cdtypes import C_DTYPES
 from mergekern.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 
-DTYPES = {
-    FLOAT32: _C.DType.f32,
-    FLOAT16: _C.DType.f16,
-    BFLOAT16: _C.DType.bf16,
-}
+DTYPES = (FLOAT32, FLOAT16, BFLOAT16)  # of weights that adapters change
 LANES = 16  # partial sums of a row's squares: column j adds to lane j mod 16
 
 
@@ -71,7 +68,7 @@ class LowRank:
             scale=self.scale,
         )
         stop = start + len(weight)
-        dtype = DTYPES[weight.dtype]
+        dtype = C_DTYPES[weight.dtype]
         _C.add_lowrank(instruction_set, native, address(weight), dtype, start, stop, address(out))
 
     def plain(self, weight: np.ndarray) -> np.ndarray:
