@@ -9,8 +9,8 @@ import pytest
 
 from mergekern import _C
 from mergekern.arrays import same_bytes
+from mergekern.cdtypes import C_DTYPES
 from mergekern.systems import (
-    DTYPES,
     SingularError,
     Workers,
     plain_factor,
@@ -40,7 +40,7 @@ def definite(n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 3), (193, 25, 257), (192, 257, 131)], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", C_DTYPES, ids=str)
 def test_products(dtype: np.dtype, shape: tuple[int, int, int]) -> None:
     m, n, k = shape
     a, b, c = randn(0, m, k).astype(dtype), randn(1, k, n), randn(2, m, n)
