@@ -26,8 +26,9 @@ from mergekern.collect.network import Network, tokenizer_of
 from mergekern.collect.run import Collection, gram_bytes, open_model, question_of
 from mergekern.collect.showing import choose_showing
 from mergekern.collect.store import Store
-from mergekern.errors import CollectError
+from mergekern.errors import CollectError, OutputError
 from mergekern.lock import input_files
+from mergekern.methods import get_method
 from mergekern.spec import Rest, Singular
 from mergekern.version import __version__
 
@@ -159,7 +160,12 @@ def _parameters(
     weights = tuple(weight) if isinstance(weight, Iterable) else (weight,) * len(models)
     if len(weights) != len(models):
         raise CollectError(f"weight has {len(weights)} values for {len(models)} models")
-    return Parameters(tuple(map(float, weights)), reduction, singular, rest)
+    method = get_method(KIND)
+    given = {"reduction": reduction, "singular": singular, "rest": rest}
+    parsed = {name: method.parameter(name).parse(value) for name, value in given.items()}
+    weights = tuple(method.parameter("weight").parse(each) for each in weights)
+    method.spec({"weight": weights, **parsed})
+    return Parameters(weights, **parsed)
 
 
 def _streams(
@@ -199,6 +205,7 @@ def _collect(
     """Run what is not finished. Files are written when all parts are, so that where one is there,
     all parts of the others are, too."""
     layers = Layers(network)
+    _check_parts(streams, len(layers))
     if not any(stream.told.found for stream in streams):
         for stream in streams:
             stream.store.open()
@@ -206,6 +213,17 @@ def _collect(
             showing.start(2 * len(layers) * len(streams), "models through layers")
             _through_layers(streams, layers, blend, device, showing.advance)
     return [each.told if each.told.found else each.finish(len(layers)) for each in streams]
+
+
+def _check_parts(streams: Sequence[Stream], depth: int) -> None:
+    """Raise OutputError where a file is finished and others cannot be made without a run of all."""
+    found = [str(stream.store.path) for stream in streams if stream.told.found]
+    for stream in streams if found else ():
+        if not (stream.told.found or stream.store.has(part_of(depth - 1))):
+            raise OutputError(
+                f"{stream.store.path}: is gone, and what is collected along a merge is collected "
+                f"of all models at once: remove {', '.join(found)}, too"
+            )
 
 
 def _through_layers(

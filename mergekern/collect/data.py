@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,12 +76,7 @@ def draw(texts: Texts, tokenizer: Any, count: int, max_length: int, seed: int) -
     samples = []
     for place in places:
         row = texts.rows[place]
-        if not all(row.get(column) for column in texts.form):
-            found = ", ".join(row) or "none"
-            raise CollectError(
-                f"{name}: sample {place + 1} has the columns {found} and no "
-                f"{' or '.join(texts.form)}, as the first one has"
-            )
+        _check(row, texts.form, f"{name}: sample {place + 1}")
         ids, label = _encoded(row, texts.form, tokenizer, f"{name}: sample {place + 1}")
         ids, label = ids[:max_length], max(label, 1)  # nothing predicts the first token
         if label >= len(ids):
@@ -92,6 +88,20 @@ def draw(texts: Texts, tokenizer: Any, count: int, max_length: int, seed: int) -
     return samples
 
 
+def _check(row: Mapping[str, Any], form: tuple[str, ...], where: str) -> None:
+    """Raise CollectError for a row that lacks a column, or has nothing or no text in it."""
+    if not all(column in row for column in form):
+        raise CollectError(
+            f"{where} has the columns {', '.join(row) or 'none'} and no {' or '.join(form)}, as "
+            "the first one has"
+        )
+    wanted = list if form == ("messages",) else str
+    for column in form:
+        if not isinstance(row[column], wanted) or not row[column]:
+            want = "a list of messages" if wanted is list else "a text"
+            raise CollectError(f"{where}: {column} is {row[column]!r:.60}; want {want}")
+
+
 def _text(path: Path, content: bytes) -> str:
     try:
         return content.decode("utf-8-sig")
@@ -100,7 +110,8 @@ def _text(path: Path, content: bytes) -> str:
 
 
 def _rows(path: Path, text: str) -> list[Mapping[str, Any]]:
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    # Not splitlines(): it cuts at what JSON and texts may hold, like U+2028.
+    lines = [(n, line) for n, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip()]
     if path.suffix == ".json":
         found = _parsed(path, text, 1)
         entries = list(enumerate(found, 1)) if isinstance(found, list) else [(1, found)]

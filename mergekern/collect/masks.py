@@ -167,7 +167,7 @@ def collect_masks(
             if gradient.isfinite().all() and not logits[name].isfinite().all():
                 raise CollectError(
                     f"tensor {name}: its logits leave fp32 in epoch {epoch + 1}: --rate "
-                    f"{training.rate:g} is too large: give a smaller one"
+                    f"{training.rate:g} is too large: remove {store.parts}, and give a smaller one"
                 )
         del sums
         store.write(LOGITS, logits, {"epochs": epoch + 1})

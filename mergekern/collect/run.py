@@ -203,6 +203,8 @@ def collect(
         store = Store(path.expanduser(), question)
         size = samples, task.tokens, task.nbytes
         told = Collection(kind, path, str(model), *size, found=store.finished)
+        if told.found:
+            store.discard()
         if dry_run or told.found:
             return told
         nbytes = _collect(task, store, quiet)

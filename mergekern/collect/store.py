@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,19 @@ class Store:
     """
 
     def __init__(self, path: Path, question: Mapping[str, Any]) -> None:
+        if path.suffix != ".safetensors":
+            raise OutputError(f"{path}: want a file named *.safetensors, as merges read them")
         self.path = path
         self.parts = path.with_name(path.name + ".parts")
         self._question = dict(question)
         self._due = time.monotonic() + KEEP_EVERY
-        if path.exists() and not self.finished:
+        with _writing(path):
+            there, folder_there = path.exists(), path.parent.is_dir()
+        if there and not self.finished:
             raise OutputError(
                 f"{path}: is there and holds something else: remove it, or give another --output"
             )
-        if not path.parent.is_dir():
+        if not folder_there:
             raise OutputError(f"{path}: its folder is not there: make it, or give another --output")
         known = self._known()
         if known is not None and known != self._question:
@@ -67,8 +72,14 @@ class Store:
 
     def open(self) -> None:
         """Make the folder of parts, unless it is there."""
-        self.parts.mkdir(exist_ok=True)
-        write_whole(self.parts / QUESTION, json.dumps(self._question).encode())
+        with _writing(self.parts):
+            self.parts.mkdir(exist_ok=True)
+            write_whole(self.parts / QUESTION, json.dumps(self._question).encode())
+
+    def discard(self) -> None:
+        """Remove parts that the finished file has no use for, left by a kill behind the last."""
+        if self._known() == self._question:
+            shutil.rmtree(self.parts)
 
     def part(self, name: str) -> Path:
         return self.parts / f"part-{name}.safetensors"
@@ -84,13 +95,13 @@ class Store:
             if not bool(values.isfinite().all()):
                 raise CollectError(
                     f"{tensor}: its statistics hold NaN or Inf: the model's own outputs do, or are "
-                    "too large for its dtype: give --dtype float32"
+                    f"too large for its dtype: remove {self.parts}, and give --dtype float32"
                 )
         infos = [TensorInfo(n, of_torch(x.dtype), tuple(x.shape)) for n, x in tensors.items()]
         shard = one_file(infos, {**FORMAT, KEY: json.dumps(dict(notes))})
         path = self.part(name)
         unfinished = path.with_suffix(".tmp")
-        with open(unfinished, "wb") as out:
+        with _writing(unfinished), open(unfinished, "wb") as out:
             out.write(shard.header)
             out.truncate(shard.size)
             for tensor, values in tensors.items():  # no second copy of all, as save_file makes it
@@ -127,7 +138,7 @@ class Store:
         said = json.dumps({**provenance, "question": self._question})
         shard = one_file(infos, {**FORMAT, KEY: said})
         unfinished = self.parts / "whole.tmp"
-        with open(unfinished, "wb") as out:
+        with _writing(unfinished), open(unfinished, "wb") as out:
             out.write(shard.header)
             out.truncate(shard.size)
             for name, header in headers.items():
@@ -153,11 +164,23 @@ class Store:
             file.close()
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raise OutputError for what a place refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written: {error.strerror}: make room, or give another --output"
+        ) from error
+
+
 def replace(unfinished: Path, path: Path) -> None:
     """Give a file its name once its bytes are on the disk."""
-    with open(unfinished, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    with _writing(path):
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
 
 
 def _copy(part: Any, out: Any, info: TensorInfo) -> None:

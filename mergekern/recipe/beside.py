@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Literal, TypeVar
 
 from mergekern.errors import RecipeError
@@ -28,17 +28,14 @@ def with_beside(
     """
     if given is None:
         return file
-    labels = _labels(file)
     if isinstance(given, Pairs):
-        given = _by_label(given, labels)
+        given = _by_label(given, _labels(file))
     if isinstance(given, Mapping):
-        for label in given:
-            if label not in labels:
-                raise RecipeError(f"{key} of {label}: the models are {', '.join(labels)}")
-        found = {label: read(value, key) for label, value in given.items()}
+        named = _named(given, _labels(file), key)
+        found = {label: read(value, key) for label, value in named.items()}
         modules = {name: _told(module, key, found) for name, module in file.modules.items()}
         return _told(file, key, found).model_copy(update={"modules": modules})
-    values = [given] if isinstance(given, (str, os.PathLike)) else given
+    values = _listed(given, key)
     if len(values) != len(file.models):
         of = ", ".join(entry.model.label for entry in file.models)
         raise RecipeError(f"{key} has {len(values)} values for {len(file.models)} models ({of})")
@@ -49,27 +46,57 @@ def with_beside(
     return file.model_copy(update={"models": models})
 
 
+def _listed(given: Any, key: Key) -> list[Any]:
+    """One value for each model, in an order."""
+    if isinstance(given, (str, os.PathLike)):
+        return [given]
+    if isinstance(given, Iterable) and not isinstance(given, Set):
+        return [str(each) if isinstance(each, str) else each for each in given]  # numpy's, too
+    raise RecipeError(
+        f"{key} is {given!r:.60}; want a list, with one for each model, or one by each model's name"
+    )
+
+
 def _labels(file: RecipeFile) -> list[str]:
     entries = [place for place in file.places() if isinstance(place, ModelEntry)]
     return list(dict.fromkeys(entry.model.label for entry in entries))
 
 
+def _label(name: str, labels: Sequence[str]) -> str | None:
+    """The model that a name means, which may spell its folder otherwise."""
+    if name in labels:
+        return name
+    return next((label for label in labels if _place(label) == _place(name)), None)
+
+
+def _place(name: str) -> str:
+    return os.path.abspath(os.path.expanduser(name))
+
+
+def _named(given: Mapping[Any, Any], labels: Sequence[str], key: Key) -> dict[str, Any]:
+    """The values by the models' labels."""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        label = _label(str(name), labels)
+        if label is None:
+            raise RecipeError(f"{key} of {name}: the models are {', '.join(labels)}")
+        if label in found:
+            raise RecipeError(f"{key} of {label} are given twice")
+        found[label] = value
+    return found
+
+
 def _by_label(pairs: Pairs, labels: Sequence[str]) -> dict[str, str]:
-    """The files by model: the longest label that a pair begins with; a folder's name may end
-    in /, as shells complete it."""
+    """The files by model: the longest name of a model that a pair begins with."""
     found: dict[str, str] = {}
     for pair in pairs:
-        first, equals, _ = pair.partition("=")
-        fitting = [
-            (begin, label)
-            for label in labels
-            for begin in (label.rstrip("/"), label.rstrip("/") + "/")
-            if pair.startswith(f"{begin}=")
-        ]
-        begin, label = max(fitting, key=lambda fit: len(fit[0]), default=(first, first))
-        file = pair[len(begin) + 1 :]
-        if not equals or not label or not file:
+        ends = [place for place, letter in enumerate(pair) if letter == "="]
+        known = [end for end in ends if end and _label(pair[:end], labels)]
+        end = max(known or ends[:1], default=0)
+        name, file = pair[:end], pair[end + 1 :]
+        if not name or not file:
             raise RecipeError(f"--statistics {pair!r}; want MODEL=FILE")
+        label = _label(name, labels) or name
         if label in found:
             raise RecipeError(f"--statistics of {label} are given twice")
         found[label] = file

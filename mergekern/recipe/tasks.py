@@ -60,11 +60,14 @@ def tasks_of(
 
 
 def _own_name(source: Source) -> str:
-    """The last part of a path or id; of an adapter's, where there is one."""
+    """The last part of a path or id; of an adapter's, where there is one; a container's task."""
     given = source if source.lora is None else source.lora
     if given.in_memory:
         return "task"
-    name = os.path.basename(os.path.abspath(os.path.expanduser(given.where)))
+    path = os.path.abspath(os.path.expanduser(given.where))
+    name = os.path.basename(path)
+    if given.revision is not None and os.path.isdir(path):  # a task of a container
+        name = given.revision
     return OTHER.sub("-", name).strip("-.") or "task"
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
-from mergekern.errors import MergeError
+from mergekern.errors import EvaluationError, MergeError
 from mergekern.evaluate.evaluation import Evaluation
+from mergekern.evaluate.options import EvaluationOptions
 from mergekern.evaluate.report import mean_score
 from mergekern.evaluate.run import choose_suite, evaluate
 from mergekern.evaluate.subject import digest
 from mergekern.evaluate.suites import Suite
+from mergekern.methods import nearest
 from mergekern.suite.schema import Judgement, RunFile
 from mergekern.suite.state import State
 
 Tell = Callable[[str], None]
+# What of evaluate() a run says elsewhere, or has no use for.
+OURS = ("model", "suite", "tasks", "output", "like", "limit", "dry_run", "tell")
 
 
 class Judge:
@@ -34,6 +40,18 @@ class Judge:
         self.suites: dict[str, Suite] = {
             name: _suite_of(judgement) for name, judgement in self._given.items()
         }
+
+    def check(self) -> None:
+        """Raise EvaluationError for what evaluate() does not take."""
+        known = [name for name in inspect.signature(evaluate).parameters if name not in OURS]
+        for name in self._run.evaluate:
+            if name not in known:
+                hint = nearest(name, known)
+                raise EvaluationError(
+                    f"evaluate.{name} is no option of evaluations{hint}; want {', '.join(known)}"
+                )
+        checked = {each.name for each in fields(EvaluationOptions)} - {"include", "environments"}
+        EvaluationOptions(**{n: v for n, v in self._run.evaluate.items() if n in checked})
 
     @property
     def suites_by_domain(self) -> dict[str, Suite]:

@@ -53,6 +53,7 @@ def merge_apart(
         given.write_text(json.dumps(job), encoding="utf-8")
         began = time.monotonic()
         with log.open("ab") as said:
+            before = said.tell()
             done = subprocess.run(
                 [sys.executable, "-m", __name__, str(given)],
                 stdout=said,
@@ -60,7 +61,8 @@ def merge_apart(
             )
         seconds = time.monotonic() - began
         if done.returncode:
-            words = " ".join(log.read_text(encoding="utf-8", errors="replace")[-TAIL:].split())
+            own = log.read_bytes()[before:].decode("utf-8", errors="replace")
+            words = " ".join(own[-TAIL:].split())
             raise MergeError(words or f"the merge ended with {done.returncode}; see {log}")
         return Used(seconds, **json.loads(told.read_text(encoding="utf-8")))
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from mergekern import api
+from mergekern.backends.choose import check_choice
 from mergekern.errors import EvaluationError, MergeError
 from mergekern.suite.choosing import Contest, candidates_of
 from mergekern.suite.findings import find
@@ -43,6 +44,7 @@ class _Runner:
 
     def cells(self) -> list[str]:
         """Checks everything that can be known beforehand on the way."""
+        self._check()
         lines = [f"base: {self._run.base}"]
         for domain, model in self._run.experts.items():
             self._judge.suites["evaluation"].only(domain)
@@ -56,12 +58,20 @@ class _Runner:
             for suite in self._judge.suites_by_domain.values():
                 suite.only(*(entry.experts or ()))
             for candidate in candidates_of(self._run, name, entry):
-                api.plan(candidate.recipe, seed=self._run.seed)
+                api.plan(candidate.recipe, seed=self._run.seed, max_memory=self._run.max_memory)
                 done = self._state.done(f"{candidate.cell}/merge", candidate.key)
                 lines.append(f"{candidate.cell}: {'merged before' if done else 'to be merged'}")
         for on, suite in self._judge.suites.items():
             lines.append(f"{on}: {suite.name}, {len(suite.tasks)} tasks")
         return lines
+
+    def _check(self) -> None:
+        """What every cell would stumble over."""
+        run = self._run
+        check_choice("auto", run.merge_device, run.threads)
+        self._judge.check()
+        if run.weaker is not None:
+            load_run(run.weaker)
 
     def run(self) -> Results:
         run, judge = self._run, self._judge.judge

@@ -110,6 +110,8 @@ class RunFile(_Strict):
     @classmethod
     def _has_a_method(cls, methods: dict[str, MethodEntry]) -> dict[str, MethodEntry]:
         for name, entry in methods.items():
+            if name in ("base", "experts"):
+                raise ValueError(f"{name}: is what the models are called: want another name")
             if entry.merge_method is None and entry.preset is None:
                 raise ValueError(f"{name}: want merge_method, or a preset that says it")
         return methods

@@ -25,14 +25,15 @@ class State:
         self._path = path
         self._cells: dict[str, dict[str, Any]] = {}
         try:
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            held = path.read_bytes() if path.exists() else b""
         except OSError as error:
             raise OutputError(f"{path}: {error.strerror}") from error
-        for line in lines:
+        self._cut = not held.endswith(b"\n") if held else False  # by a kill
+        for line in held.decode("utf-8", errors="replace").split("\n"):
             try:
                 cell = json.loads(line)
             except ValueError:
-                continue  # cut short by a kill
+                continue  # empty, or cut short
             self._cells[cell["cell"]] = cell
 
     def done(self, cell: str, key: str) -> dict[str, Any] | None:
@@ -50,10 +51,11 @@ class State:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write("\n" * self._cut + json.dumps(line, ensure_ascii=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise OutputError(f"{self._path}: cannot be written: {error.strerror}") from error
+        self._cut = False
         self._cells[cell] = line
         return line
