@@ -172,4 +172,4 @@ def _bytes_of(steps: Sequence[Step], checkpoints: Sequence[Checkpoint]) -> int:
     grams = {gram for equations in solved for gram in equations.grams}
     others = (given for step in steps for given in step.origins if given not in grams)
     read = chain(grams, others)
-    return sum(checkpoints[given.model].tensors[given.name].nbytes for given in read)
+    return sum(checkpoints[given.model].tensors[given.name].nbytes_read for given in read)

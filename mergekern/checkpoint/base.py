@@ -25,6 +25,7 @@ class TensorInfo:
 
     native: the dtype that results take by default, None for `dtype`. A tensor that is computed
             when it is read may be in fp32, and what is merged of it in the dtype it was stored in.
+    behind: bytes that are read for it, None for its own; it may be computed from others.
     """
 
     name: str
@@ -33,6 +34,7 @@ class TensorInfo:
     file: str = ""
     offset: int = 0
     native: DType | None = None
+    behind: int | None = None
     numel: int = field(init=False, repr=False, compare=False)
     nbytes: int = field(init=False, repr=False, compare=False)
 
@@ -40,6 +42,11 @@ class TensorInfo:
         # Once: models have tensors by the ten thousand, and every layer asks for their sizes.
         object.__setattr__(self, "numel", math.prod(self.shape))
         object.__setattr__(self, "nbytes", self.numel * self.dtype.itemsize)
+
+    @property
+    def nbytes_read(self) -> int:
+        """What one pass over it reads."""
+        return self.nbytes if self.behind is None else self.behind
 
 
 class Checkpoint(Protocol):

@@ -71,7 +71,7 @@ def _info(file: Checkpoint, name: str, shapes: Mapping[str, Any]) -> TensorInfo:
             f"{file.label}: tensor {name}: its metadata give {shape!r:.80} for the mask's shape; "
             "want a list of sizes"
         )
-    info = TensorInfo(name, BFLOAT16, tuple(shape))
+    info = TensorInfo(name, BFLOAT16, tuple(shape), behind=held.nbytes)
     wanted = packed_shape(info.numel)
     if held.dtype != UINT8 or held.shape != wanted:
         raise CheckpointError(

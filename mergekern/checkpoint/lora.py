@@ -156,7 +156,9 @@ class LoraCheckpoint:
         native = self._base.tensors.get(name, info)
         dtype = native.native or native.dtype
         if name in self._targets.products:
-            return TensorInfo(name, FLOAT32, info.shape, native=dtype)
+            factors = (self._adapter.weights.tensors[k] for k in self._targets.products[name].keys)
+            behind = info.nbytes_read + sum(each.nbytes for each in factors)
+            return TensorInfo(name, FLOAT32, info.shape, native=dtype, behind=behind)
         if checkpoint is self._base:
             return info
         file = self._prefix + info.file if info.file else ""

@@ -134,7 +134,8 @@ class TaskCheckpoint:
                 "the base that it was merged with, by --base"
             )
         work: DType = work_dtype([base.dtype, vector.dtype])
-        return TensorInfo(name, work, vector.shape, native=vector.dtype)
+        behind = sum(each.nbytes_read for each in (base, vector, mask))
+        return TensorInfo(name, work, vector.shape, native=vector.dtype, behind=behind)
 
     def verify_unchanged(self) -> None:
         """Raise CheckpointError when a file of any part is not what it was when opened."""

@@ -78,7 +78,7 @@ def container_plan(
 
     def nbytes(steps: Iterable[Step]) -> int:
         read = {given for step in steps for given in step.inputs}
-        return sum(checkpoints[given.model].tensors[given.name].nbytes for given in read)
+        return sum(checkpoints[given.model].tensors[given.name].nbytes_read for given in read)
 
     def made(steps: Sequence[Step], dropped: Sequence[Dropped] = ()) -> Plan:
         stored = [TensorInfo(s.name, s.dtype, s.stored_shape) for s in steps]

@@ -20,7 +20,7 @@ import mergekern
 from mergekern.cli import app
 from mergekern.collect.along import collect_along
 from mergekern.collect.layers import Layers
-from mergekern.errors import CollectError, MismatchError, OutputError
+from mergekern.errors import CollectError, MergeError, MismatchError, OutputError
 
 KINDS = ("llama", "gpt2")
 REDUCTION = 0.7
@@ -134,8 +134,25 @@ def test_a_kill_costs_what_was_not_finished(
     again = collected(folders, "llama", tmp_path / "whole")
     assert all(each.found for each in again)
     (tmp_path / "whole" / "a.regmean_plusplus.safetensors").unlink()
+    with pytest.raises(OutputError, match=r"a\.regm.* is gone, and .* remove .*b\.regm.*, too"):
+        collected(folders, "llama", tmp_path / "whole")
     collected(folders, "llama", tmp_path / "whole2", dry_run=True)
     assert not list((tmp_path / "whole2").iterdir())
+
+
+def test_parameters_are_checked_before_anything_is_begun(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    for wrong, message in (
+        ({"reduction": 7.0}, "reduction"),
+        ({"weight": -1.0}, "weight"),
+        ({"weight": 0.0}, "all 0"),
+        ({"singular": "x"}, "singular"),
+        ({"rest": "x"}, "rest"),
+    ):
+        with pytest.raises(MergeError, match=message):
+            collected(folders, "llama", tmp_path / "files", **wrong)
+    assert not list((tmp_path / "files").glob("*"))
 
 
 def test_sets_that_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -162,6 +162,34 @@ def test_a_kill_costs_what_was_not_finished(
         mergekern.collect(kind, folders["gemma2"], data, output=path, **options)
 
 
+def test_places_that_cannot_be_written(
+    folders: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"samples": 2, "device": "cpu"}
+    blocked = tmp_path / "blocked.safetensors"
+    blocked.with_name("blocked.safetensors.parts").write_text("")
+    for output, message in (
+        (tmp_path / "x.st", r"want a file named \*.safetensors"),
+        ("", r"want a file named \*.safetensors"),
+        (tmp_path / f"{'x' * 300}.safetensors", "cannot be written: File name too long"),
+        (blocked, "parts: cannot be written: File exists"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            mergekern.collect("gram", folders["llama"], data, output=output, **options)
+
+
+def test_parts_of_a_finished_file_are_removed(
+    folders: dict[str, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, options = tmp_path / "x.safetensors", {"samples": 2, "device": "cpu"}
+    with monkeypatch.context() as patch:
+        patch.setattr(store.shutil, "rmtree", lambda path: None)  # as a kill leaves them
+        mergekern.collect("fisher", folders["llama"], data, output=path, **options)
+    assert path.with_name("x.safetensors.parts").is_dir()
+    assert mergekern.collect("fisher", folders["llama"], data, output=path, **options).found
+    assert not path.with_name("x.safetensors.parts").exists()
+
+
 def test_sums_are_kept_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(store.time, "monotonic", lambda: clock[0])

@@ -59,6 +59,29 @@ def test_lines_of_a_text_file(tokenizer: Any, tmp_path: Path) -> None:
     assert draw(read_texts(tmp_path / "rows.txt"), tokenizer, 2, 9, seed=0) == found
 
 
+def test_lines_end_with_line_feeds_alone(tokenizer: Any, tmp_path: Path) -> None:
+    text = "ab\u2028cd\x0bef"
+    (tmp_path / "rows.txt").write_text(f"{text}\r\ngh\n", newline="")
+    assert [row["text"] for row in read_texts(tmp_path / "rows.txt").rows] == [text, "gh"]
+    (tmp_path / "rows.jsonl").write_text('{"text": "ab\u2028cd"}\n{"text": "\x85e"}\n')
+    rows = read_texts(tmp_path / "rows.jsonl").rows
+    assert [row["text"] for row in rows] == ["ab\u2028cd", "\x85e"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": 5}, "sample 1: text is 5; want a text"),
+        ({"text": ["ab"]}, r"text is \['ab'\]; want a text"),
+        ({"prompt": "a", "response": ""}, "response is ''; want a text"),
+        ({"messages": "hi"}, "messages is 'hi'; want a list of messages"),
+    ],
+)
+def test_what_is_no_text_is_named(row: Any, message: str, tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(CollectError, match=message):
+        drawn(written(tmp_path / "rows.jsonl", [row]), tokenizer)
+
+
 def test_samples_are_cut(tokenizer: Any, tmp_path: Path) -> None:
     path = written(tmp_path / "rows.jsonl", [{"prompt": "abc", "response": "defg"}])
     (sample,) = drawn(path, tokenizer, length=5)

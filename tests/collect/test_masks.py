@@ -245,7 +245,9 @@ def test_what_is_refused(pairs: dict[str, tuple[Path, Path]], data: Path, tmp_pa
     message = r"tensor .*: .*gpt2-base has it as .* and .*llama lacks it: no delta can be taken"
     with pytest.raises(CollectError, match=message):
         collect((model, pairs["gpt2"][1]), data, path)
-    with pytest.raises(CollectError, match=r"--rate 1e\+308 is too large: remove .*parts, and give"):
+    with pytest.raises(
+        CollectError, match=r"--rate 1e\+308 is too large: remove .*parts, and give"
+    ):
         collect(pairs["llama"], data, path, rate=1e308)
     small = tmp_path / "small"
     small.mkdir()

@@ -27,6 +27,7 @@ import mergekern
 from mergekern.checkpoint import open_checkpoint
 from mergekern.checkpoint.container import MANIFEST
 from mergekern.cli import app
+from mergekern.container.materialise import plan_materialise
 from mergekern.errors import (
     CheckpointError,
     MismatchError,
@@ -232,6 +233,18 @@ def test_a_name_without_a_container_has_no_effect(small: Path) -> None:
         "models": [{"model": str(small.parent / "math"), "task": "m"}],
     }
     assert "task m has no effect: linear writes one model" in mergekern.plan(recipe).notes
+
+
+def test_tasks_of_a_container_keep_their_names(small: Path) -> None:
+    base, models = str(small.parent / "base"), [f"{small}@math", f"{small}@code"]
+    assert list(mergekern.plan("emr", base=base, models=models).tasks) == ["math", "code"]
+
+
+def test_plans_count_what_lies_behind_a_task(small: Path) -> None:
+    numel = 70 * 9 + 1001
+    masks = -(-70 * 9 // 8) + -(-1001 // 8)
+    plan = plan_materialise(small, small.parent / "nowhere", task="math")
+    assert plan.input_bytes == 2 * 4 * numel + masks
 
 
 def test_the_base_has_no_task(small: Path) -> None:

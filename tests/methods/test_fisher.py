@@ -150,6 +150,12 @@ def test_the_call_pairs_by_model(folders: dict[str, Path]) -> None:
     listed = mergekern.plan("fisher", statistics=list(files.values())[::-1], **options)
     assert got.digest == listed.digest
     assert got.models == (str(folders["base"]), *models, *(str(files[model]) for model in models))
+    otherwise = {Path(models[1]): files[models[1]], f"{models[0]}/": files[models[0]]}
+    for given in (otherwise, (each for each in list(files.values())[::-1])):
+        assert got.digest == mergekern.plan("fisher", statistics=given, **options).digest
+    for wrong in (set(files.values()), 5):
+        with pytest.raises(RecipeError, match=r"statistics is .*; want a list"):
+            mergekern.plan("fisher", statistics=wrong, **options)
     with pytest.raises(MismatchError, match=r"made from another model, .*b, than .*a"):
         mergekern.plan("fisher", statistics=list(files.values()), **options)
     with pytest.raises(RecipeError, match="statistics has 1 values for 2 models"):

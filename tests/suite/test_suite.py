@@ -135,6 +135,12 @@ def test_a_method_that_fails_does_not_stop_the_others(
         ({"methods": {"x": {"merge_method": "linear", "experts": ["maths"]}}}, "x names maths"),
         ({"evaluation": {"suite": "local", "domains": ["maths"]}}, "no domain 'maths'"),
         ({"base": "nowhere"}, "nowhere"),
+        ({"methods": {"base": {"merge_method": "linear"}}}, "base: is what the models are called"),
+        ({"weaker": "nope.yml"}, "nope.yml"),
+        ({"evaluate": {"devce": "cpu"}}, "evaluate.devce is no option .*device"),
+        ({"evaluate": {"device": "tpu"}}, "device is 'tpu'"),
+        ({"merge_device": "tpu"}, "device is 'tpu'"),
+        ({"max_memory": "lots"}, "max_memory is 'lots'"),
     ],
 )
 def test_what_makes_no_sense_is_told_before_anything_runs(
@@ -209,10 +215,19 @@ def test_a_state_line_that_was_cut_short_is_not_there(tmp_path: Path) -> None:
     State(path).add("a", "1", "done", seconds=2.0)
     State(path).add("b", "1", "begun")
     with path.open("a") as file:
-        file.write('{"cell": "b", "key"')
+        file.write('{"cell": "b", "key')
+    with path.open("ab") as file:
+        file.write("é".encode()[:1])
     state = State(path)
     assert state.done("a", "1") and not state.done("a", "2") and not state.done("b", "1")
     assert state.of("b") == {"cell": "b", "key": "1", "status": "begun"}
+    state.add("c", "1", "done")
+    state.add("d", "1", "done")
+    again = State(path)
+    assert again.done("a", "1") and again.done("c", "1") and again.done("d", "1")
+    path.write_bytes(path.read_bytes()[:-1])  # the last line is whole but for its end
+    State(path).add("e", "1", "done")
+    assert State(path).done("d", "1") and State(path).done("e", "1")
 
 
 def test_the_command(write_run: Any, tmp_path: Path) -> None:
