@@ -1,22 +1,20 @@
-"""The command line: mergekern merge, materialise, plan, methods, collect, evaluate and others."""
+"""The command line: mergekern merge and plan here, and where the others are."""
 
 from __future__ import annotations
 
 import gc
 import inspect
 from collections.abc import Collection, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_group
 
 from mergekern import api, dropin
-from mergekern.collect.command import collect_command
-from mergekern.container.command import materialise_command
 from mergekern.errors import RecipeError
-from mergekern.evaluate.command import environments, evaluate_command
 from mergekern.flags import (
     BackendName,
     Base,
@@ -46,17 +44,53 @@ from mergekern.flags import (
     Truncate,
     What,
 )
-from mergekern.lab.command import lab
-from mergekern.manual import methods_table, tell
-from mergekern.methods import get_method, load_plugin
+from mergekern.methods import load_plugins
 from mergekern.progress import choose_progress
 from mergekern.recipe import has_grid, meant_by
 from mergekern.recipe.beside import Pairs
-from mergekern.suite.command import suite_command
 from mergekern.terminal import one_line_errors
 from mergekern.version import __version__
 
+ELSEWHERE = {
+    "methods": "manual:methods_command",
+    "demo": "lab.command:demo_command",
+    "materialise": "container.command:materialise_command",
+    "collect": "collect.command:collect_command",
+    "evaluate": "evaluate.command:evaluate_command",
+    "suite": "suite.command:suite_command",
+    "env": "evaluate.command:environments",
+    "lab": "lab.command:lab",
+}
+
+
+class _Commands(TyperGroup):
+    """Commands of other modules are built when they are named, as that takes time: a merge does
+    without."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.commands:  # for one that nobody has, all: some may be named alike
+            for name in [cmd_name] if cmd_name in ELSEWHERE else ELSEWHERE:
+                self.commands[name] = _built(name)
+        return super().get_command(ctx, cmd_name)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*(name for name in self.commands if name not in ELSEWHERE), *ELSEWHERE]
+
+
+def _built(name: str) -> Any:
+    """A command of another module, or a group of some."""
+    module, _, attribute = ELSEWHERE[name].partition(":")
+    found = getattr(import_module(f"mergekern.{module}"), attribute)
+    alone = typer.Typer()
+    if isinstance(found, typer.Typer):
+        alone.add_typer(found, name=name)
+    else:
+        alone.command(name)(found)
+    return get_group(alone).commands[name]
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Merges fine-tuned LLM checkpoints, streaming, in bounded memory.",
     no_args_is_help=True,
     add_completion=False,
@@ -123,7 +157,7 @@ def merge_command(
 ) -> None:
     """Merge models into a folder that transformers loads; a grid into a folder for each point."""
     with one_line_errors(debug):
-        _load(plugin)
+        load_plugins(plugin)
         places = _places(recipe_or_method, output, preset)
         if dry_run:
             typer.echo(str(_plan(_arguments(context, without=dropin.RUNNING) | places)))
@@ -157,51 +191,8 @@ def plan_command(
 ) -> None:
     """Show what a merge would read, write, hold in memory and leave out."""
     with one_line_errors(debug):
-        _load(plugin)
+        load_plugins(plugin)
         typer.echo(str(_plan(_arguments(context))))
-
-
-@app.command("methods")
-def methods_command(
-    name: Annotated[str | None, typer.Argument(help="One method, in detail.")] = None,
-    plugin: Plugin = None,
-    debug: Debug = False,
-) -> None:
-    """List the methods, or tell all about one."""
-    with one_line_errors(debug):
-        _load(plugin)
-        console = Console()
-        if name is None:
-            console.print(methods_table())
-        else:
-            tell(console, get_method(name))
-
-
-@app.command("demo")
-def demo_command(
-    output: Annotated[Path, typer.Option(help="Where results go.")] = Path("mergekern-demo"),
-    cache: Annotated[Path | None, typer.Option(help="Where trained models are kept.")] = None,
-    threads: Threads = None,
-    debug: Debug = False,
-) -> None:
-    """Make small real experts, merge them three ways, evaluate base, experts and merges."""
-    with one_line_errors(debug):
-        from mergekern.lab import run_demo
-
-        run_demo(output=output, cache=cache, threads=threads)
-
-
-app.command("materialise")(materialise_command)
-app.command("collect")(collect_command)
-app.command("evaluate")(evaluate_command)
-app.command("suite")(suite_command)
-app.add_typer(environments, name="env")
-app.add_typer(lab, name="lab")
-
-
-def _load(plugins: Sequence[str] | None) -> None:
-    for plugin in plugins or ():
-        load_plugin(plugin)
 
 
 def _merge(arguments: Mapping[str, Any]) -> Sequence[Any]:

@@ -1,14 +1,33 @@
-"""What `mergekern methods` prints: the table of all methods, and the manual of one."""
+"""The command `mergekern methods`: the table of all methods, and the manual of one."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mergekern.methods import Method, all_methods
+from mergekern.flags import Debug, Plugin
+from mergekern.methods import Method, all_methods, get_method, load_plugins
 from mergekern.report import show
+from mergekern.terminal import one_line_errors
+
+
+def methods_command(
+    name: Annotated[str | None, typer.Argument(help="One method, in detail.")] = None,
+    plugin: Plugin = None,
+    debug: Debug = False,
+) -> None:
+    """List the methods, or tell all about one."""
+    with one_line_errors(debug):
+        load_plugins(plugin)
+        console = Console()
+        if name is None:
+            console.print(methods_table())
+        else:
+            tell(console, get_method(name))
 
 
 def methods_table() -> Table:

@@ -6,10 +6,6 @@ import sys
 import time
 from typing import Protocol, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as RichProgress
-
 from mergekern.sizes import format_size
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -79,38 +75,12 @@ class Lines:
         self._stream.flush()
 
 
-class Bar:
-    """A live bar on a terminal: tensors, GB/s, time left."""
-
-    def __init__(self, console: Console) -> None:
-        self._bar = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[done]}/{task.fields[tensors]} tensors"),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        )
-
-    def start(self, total_bytes: int, tensors: int) -> None:
-        self._done, self._total = 0, total_bytes
-        self._bar.start()
-        self._task: TaskID = self._bar.add_task("merge", total=total_bytes, done=0, tensors=tensors)
-
-    def more(self, nbytes: int) -> None:
-        self._total += nbytes
-        self._bar.update(self._task, total=self._total)
-
-    def advance(self, nbytes: int, tensors: int, phase: str) -> None:
-        self._done += tensors
-        self._bar.update(self._task, advance=nbytes, description=phase, done=self._done)
-
-    def stop(self) -> None:
-        self._bar.stop()
-
-
 def choose_progress(quiet: bool = False) -> Progress:
     """A bar when standard error is a terminal, plain lines when not, nothing when quiet."""
     if quiet:
         return Silent()
-    return Bar(Console(stderr=True)) if sys.stderr.isatty() else Lines(sys.stderr)
+    if not sys.stderr.isatty():
+        return Lines(sys.stderr)
+    from mergekern.bar import Bar  # what draws takes time to load
+
+    return Bar()

@@ -158,6 +158,17 @@ def test_methods_lists_and_tells() -> None:
         assert word in told
 
 
+@pytest.mark.parametrize("name", ["merge", "plan", *cli.ELSEWHERE])
+def test_every_command_is_listed_and_tells_what_it_takes(name) -> None:
+    assert f"{name} " in run("--help").stdout
+    assert name in run(name, "--help").stdout.partition("--help")[0]
+
+
+@pytest.mark.parametrize("wrong, meant", [("merg", "merge"), ("colect", "collect")])
+def test_a_misspelt_command_names_the_nearest(wrong, meant) -> None:
+    assert f"Did you mean '{meant}'?" in run(wrong, code=2).stderr
+
+
 def test_version() -> None:
     assert run("--version").stdout.strip() == mergekern.__version__
 

@@ -12,7 +12,7 @@ ABOVE_TO_BELOW = """
 errors version sizes lazily dtypes ambient collector huge arrays _C _cuda cdtypes kernels
 elementary function fused angles geometry spec methods recipe packed
 checkpoint report columns plan naming tied tokenizer layers options roles outputs informed fitting
-planner remembered lock card progress done
+planner remembered lock card bar progress done
 pieces tiles backends systems solutions
 keys counting doubts sampling walking speculation trimming variance survey
 statistics pools onepass spill arena machine crew scratch budget table units extents cargo stream

@@ -6,7 +6,8 @@ import io
 
 from rich.console import Console
 
-from mergekern.progress import Bar, Lines, Silent, choose_progress
+from mergekern.bar import Bar
+from mergekern.progress import Lines, Silent, choose_progress
 
 
 def test_lines_come_now_and_then_and_at_the_end() -> None:

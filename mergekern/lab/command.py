@@ -1,4 +1,4 @@
-"""The command `mergekern lab make`."""
+"""The commands `mergekern lab make` and `mergekern demo`."""
 
 from __future__ import annotations
 
@@ -49,3 +49,16 @@ def make_command(
         made.check()
         runs = [made.run.with_name(make.WEAKER)] * weaker_base + [made.run]
         typer.echo("\n".join(f"now: mergekern suite {run}" for run in runs))
+
+
+def demo_command(
+    output: Annotated[Path, typer.Option(help="Where results go.")] = Path("mergekern-demo"),
+    cache: Models = None,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Make small real experts, merge them three ways, evaluate base, experts and merges."""
+    with one_line_errors(debug):
+        from mergekern.lab import run_demo
+
+        run_demo(output=output, cache=cache, threads=threads)

@@ -7,7 +7,7 @@ from mergekern.methods import linear, model_stock, passthrough, spherical, task_
 from mergekern.methods import elementwise, emr, fisher, regmean, sce, stitch, varm  # isort: skip
 from mergekern.methods.functions import method
 from mergekern.methods.parameters import Doc, Parameter, nearest
-from mergekern.methods.plugins import load_plugin
+from mergekern.methods.plugins import load_plugin, load_plugins
 from mergekern.methods.registry import Method, Preset, all_methods, get_method, method_of
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "get_method",
     "linear",
     "load_plugin",
+    "load_plugins",
     "method",
     "method_of",
     "model_stock",

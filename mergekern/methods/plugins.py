@@ -5,9 +5,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mergekern.errors import RecipeError
+
+
+def load_plugins(given: Sequence[str] | None) -> None:
+    """Those of a command line."""
+    for plugin in given or ():
+        load_plugin(plugin)
 
 
 def load_plugin(file_or_module: str) -> None:
