@@ -37,14 +37,13 @@ def check_findings(
     if found.overflow:
         unify = None if step.spec is None else step.spec.unify
         dtype = step.dtype if unify is None else parse_dtype(unify.stored)
-        wider = "float32" if dtype == BFLOAT16 else "bfloat16 or float32"
         is_function = step.spec is not None and step.spec.rule == "function"
         what = "NaN or too large" if is_function else "too large"
-        most = float(ml_dtypes.finfo(dtype).max)
+        most, wider = (float(ml_dtypes.finfo(each).max) for each in (dtype, BFLOAT16))
+        mend = "set out_dtype to bfloat16, or lower" if most < wider else "lower"
         raise NonFiniteError(
             f"{step.name}: the result is {what} for {dtype_name(dtype)}, which holds "
-            f"{most:.6g} at the most: set out_dtype to {wider}, or lower "
-            f"the weights"
+            f"{most:.6g} at the most: {mend} the weights"
         )
 
 

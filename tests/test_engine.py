@@ -60,11 +60,18 @@ def test_non_finite_input(tmp_path: Path, name: str, value: float) -> None:
     assert unfinished(tmp_path / "out")
 
 
-def test_overflow(tmp_path: Path) -> None:
-    a, b = ({"w": torch.full((10,), 6e4, dtype=torch.float16)} for _ in range(2))
+@pytest.mark.parametrize(
+    "dtype, value, mend",
+    [
+        (torch.float16, 6e4, "set out_dtype to bfloat16, or lower the weights"),
+        (torch.float32, 3e38, "at the most: lower the weights"),
+    ],
+)
+def test_overflow(tmp_path: Path, dtype: torch.dtype, value: float, mend: str) -> None:
+    a, b = ({"w": torch.full((10,), value, dtype=dtype)} for _ in range(2))
     folders = [write_model(tmp_path / name, state) for name, state in (("a", a), ("b", b))]
     options = {"models": [str(f) for f in folders], "weight": [1.0, 1.0], "normalize": False}
-    with pytest.raises(NonFiniteError, match=r"w: .*float16.*set out_dtype to bfloat16"):
+    with pytest.raises(NonFiniteError, match=f"w: the result is too large .*{mend}"):
         mergekern.merge("linear", output=tmp_path / "out", **options)
     assert unfinished(tmp_path / "out")
 

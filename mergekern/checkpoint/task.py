@@ -36,6 +36,7 @@ from mergekern.errors import CheckpointError
 from mergekern.packed import add_marked, packed_shape, read_packed
 
 STRETCH = 1 << 17  # elements at a time: what a reader takes besides the buffer it fills
+GIVE_IT = "give the base that it was merged with to `mergekern materialise --base`"
 OWN = "task/"  # what files of the task's folder are called; those of the others: by their part
 
 
@@ -130,8 +131,8 @@ class TaskCheckpoint:
         if base is None or base.shape != vector.shape:
             found = "lacks it" if base is None else f"has shape {list(base.shape)}"
             raise CheckpointError(
-                f"{where}: the base {self._base.label} {found}, want {list(vector.shape)}: give "
-                "the base that it was merged with, by --base"
+                f"{where}: the base {self._base.label} {found}, want {list(vector.shape)}: "
+                f"{GIVE_IT}"
             )
         work: DType = work_dtype([base.dtype, vector.dtype])
         behind = sum(each.nbytes_read for each in (base, vector, mask))
@@ -167,7 +168,7 @@ def open_task(
         raise CheckpointError(f"{folder}: {_unknown(task, folder, list(manifest.tasks))}")
     found, named = manifest.tasks[task], base or manifest.base
     if named is None:
-        raise CheckpointError(f"{folder}: was merged with a base in memory: give it by --base")
+        raise CheckpointError(f"{folder}: was merged with a base in memory: {GIVE_IT}")
     with ExitStack() as stack:
 
         def opened(part: Checkpoint) -> Checkpoint:
@@ -183,8 +184,7 @@ def open_task(
         model = opened(_base(folder, named, open_base))
         if identity_of(model) != manifest.identity:
             raise CheckpointError(
-                f"{folder}: was merged with another base than {named} is now: give that one by "
-                "--base"
+                f"{folder}: was merged with another base than {named} is now: {GIVE_IT}"
             )
         rescaler: float = getattr(found.rescalers, manifest.rescaler)
         file = WeightFile(folder / MANIFEST, MANIFEST)
@@ -198,9 +198,7 @@ def _base(folder: Path, named: Base, open_base: Callable[[Base], Checkpoint]) ->
     try:
         return open_base(named)
     except CheckpointError as error:
-        raise CheckpointError(
-            f"{folder}: its base cannot be read ({error}): say by --base where it is"
-        ) from error
+        raise CheckpointError(f"{folder}: its base cannot be read ({error}): {GIVE_IT}") from error
 
 
 def _unknown(task: str | None, folder: Path, known: list[str]) -> str:

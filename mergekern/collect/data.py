@@ -19,6 +19,8 @@ from typing import Any
 from mergekern.errors import CollectError
 
 FORMS = (("messages",), ("prompt", "response"), ("text",))
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+FILES = (".json", ".jsonl", ".txt", ".csv", ".tsv", ".parquet")  # no names of datasets end so
 WANTED = "want a column text, the columns prompt and response, or a column messages"
 
 
@@ -134,6 +136,9 @@ def _parsed(path: Path, text: str, line: int) -> Any:
 
 
 def _dataset(name: str, split: str) -> tuple[Any, str]:
+    is_file = not HUB_ID.fullmatch(name) or Path(name).suffix in FILES
+    if is_file and not Path(name).expanduser().is_dir():
+        raise CollectError(f"{name}: no such file; want one, or a dataset's name on the Hub")
     try:
         import datasets
     except ImportError as error:

@@ -104,3 +104,9 @@ def test_what_cannot_be_read_is_named(tokenizer: Any, tmp_path: Path) -> None:
         read_texts(tmp_path / "bad.jsonl")
     with pytest.raises(CollectError, match="holds no samples"):
         read_texts(written(tmp_path / "empty.json", []))
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "data/math/train", "/gone/texts", "~/texts"])
+def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(name: str) -> None:
+    with pytest.raises(CollectError, match=f"{name}: no such file; want one, or a dataset's name"):
+        read_texts(name)
