@@ -49,6 +49,7 @@ MERGEABLE = (FLOAT64, FLOAT32, FLOAT16, BFLOAT16)
 DISCRETE = tuple(dtype for name, dtype in SAFETENSORS.items() if name[0] in "IU" or name == "BOOL")
 
 
+@cache  # numpy makes a name anew each time it is asked, and plans ask for each tensor
 def dtype_name(dtype: DType | torch.dtype) -> str:
     """ "bfloat16", as recipes and config.json write it."""
     return dtype.name if isinstance(dtype, np.dtype) else str(dtype).removeprefix("torch.")

@@ -153,12 +153,14 @@ class Fitting:
         if model not in held:
             return "lacks it"
         info, want = held[model], held[like]
+        if info.shape == want.shape and info.dtype == want.dtype:
+            return ""
         other = self.labels[like]
         if info.shape != want.shape:
             vocabulary = is_vocabulary(name) and info.shape[1:] == want.shape[1:]
             hint = f" ({OTHER_SIZE})" if vocabulary else ""
             return f"has shape {list(info.shape)}, {other} has {list(want.shape)}{hint}"
-        if info.dtype != want.dtype and {info.dtype, want.dtype} & set(DISCRETE):
+        if {info.dtype, want.dtype} & set(DISCRETE):
             return f"has dtype {dtype_name(info.dtype)}, {other} has {dtype_name(want.dtype)}"
         return ""
 
@@ -248,8 +250,7 @@ class Fitting:
         """The spec of these models' experts; one object for all tensors with an equal one."""
         names = [output.name_in(model) for model in experts]
         places = [self._members[output.part].experts[model] for model in experts]
-        spec = self.recipe.spec(output.part, output.name, names, places, output.position)
-        return AS_IS if spec == AS_IS else spec
+        return self.recipe.spec(output.part, output.name, names, places, output.position)
 
     def _lent(self, output: Output, fit: Held) -> str:
         """Which models give a tensor of another name, to which theirs of this name is tied."""

@@ -29,8 +29,9 @@ class Members:
 
     def like(self, held: Collection[int], donor: int) -> int:
         """Which of the models that have a tensor decides its shape, and the depth it lies at."""
-        base = donor if self.base is None else self.base
-        return next(model for model in (base, donor, min(held)) if model in held)
+        if self.base is not None and self.base in held:
+            return self.base
+        return donor if donor in held else min(held)
 
 
 def members_of(recipe: Recipe) -> tuple[Members, ...]:

@@ -13,7 +13,7 @@ from mergekern.recipe.choosing import Chooser
 from mergekern.recipe.setting import NOTHING, Setting, constant
 from mergekern.recipe.source import Source
 from mergekern.recipe.tokenizer import TokenizerSettings
-from mergekern.spec import Spec
+from mergekern.spec import AS_IS, Spec
 
 Level = Mapping[str, Setting]  # what one place of a recipe says, by the parameter's name
 
@@ -170,7 +170,7 @@ class Recipe:
 
     @cached_property
     def _choosers(self) -> tuple[Chooser, ...]:
-        specs: dict[Spec, Spec] = {}
+        specs = {AS_IS: AS_IS}
         return tuple(self._chooser(part, specs) for part in self.parts)
 
     def _chooser(self, part: Part, specs: dict[Spec, Spec]) -> Chooser:
@@ -183,7 +183,7 @@ class Recipe:
         labels = tuple(entry.source.label for entry in part.experts)
         return Chooser(self.method, labels, settings, specs)
 
-    @property
+    @cached_property
     def constant(self) -> bool:
         """True when neither layers nor names decide any parameter."""
         return all(chooser.constant for chooser in self._choosers)
