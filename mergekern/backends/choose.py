@@ -95,6 +95,15 @@ def check_choice(name: str, device: str, threads: int | None) -> None:
         raise RecipeError("backend 'cuda' merges on a GPU, device is 'cpu': leave one out")
 
 
+def place_of(device: str) -> str:
+    """Where a model runs: "auto" is a GPU where torch sees one.
+
+    Raises RecipeError for what is no device, and for a GPU that is not here.
+    """
+    check_choice("auto", device, None)
+    return _place(device, "auto", HOST)
+
+
 def _place(device: str, name: str, held: str) -> str:
     """The device that is meant."""
     if device == "cpu":

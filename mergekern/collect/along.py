@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from mergekern import ambient
+from mergekern.backends.choose import place_of
 from mergekern.checkpoint import Checkpoint
 from mergekern.checkpoint.identity import identity_of
 from mergekern.collect.blending import Blend, Grams, Parameters
-from mergekern.collect.choices import Kind, check_choices, device_of, run_in, torch_dtype
+from mergekern.collect.choices import Kind, check_choices, run_in, torch_dtype
 from mergekern.collect.data import Sample, Texts, draw, read_texts
 from mergekern.collect.gram import Linears, States, said_of, through
 from mergekern.collect.layers import Layers
@@ -112,7 +113,7 @@ def collect_along(
     """
     parameters = _parameters(models, data, weight, reduction, singular, rest)
     check_choices(KIND, "empirical", samples, max_length)
-    began, where = time.monotonic(), device_of(device)
+    began, where = time.monotonic(), place_of(device)
     with ExitStack() as stack, ambient.set_aside():
 
         def opened(model: str | Path) -> Checkpoint:

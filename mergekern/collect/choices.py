@@ -58,16 +58,3 @@ def run_in(dtype: str | None, device: str) -> str | None:
 
 def torch_dtype(name: str | None) -> torch.dtype | None:
     return None if name is None else to_torch(parse_dtype(name))
-
-
-def device_of(asked: str) -> str:
-    """`auto` is a GPU where torch sees one. Raises CollectError for a GPU that is not here."""
-    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if asked == "auto":
-        return "cuda" if here else "cpu"
-    kind, _, number = asked.partition(":")
-    if asked != "cpu" and (kind != "cuda" or not (number or "0").isdecimal()):
-        raise CollectError(f"device is {asked!r}; want auto, cpu, cuda or cuda:1")
-    if asked != "cpu" and int(number or 0) >= here:
-        raise CollectError(f"device is {asked!r}; torch sees {here} GPUs on this machine")
-    return asked

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mergekern import ambient
+from mergekern.backends.choose import place_of
 from mergekern.checkpoint import Checkpoint, open_checkpoint
 from mergekern.checkpoint.identity import identity_of
 from mergekern.collect.choices import (
     Kind,
     check_choices,
     check_meant,
-    device_of,
     run_in,
     torch_dtype,
 )
@@ -177,7 +177,7 @@ def collect(
         raise CollectError(
             f"{kind} is collected of all models at once: mergekern.collect.collect_along()"
         )
-    where = device_of(device)
+    where = place_of(device)
     dtype = run_in(dtype, where)
     options: dict[str, Any] = {"seed": seed, "max_length": max_length, "dtype": dtype}
     if kind == "fisher":

@@ -17,9 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mergekern.backends.choose import place_of
 from mergekern.errors import EvaluationError
 from mergekern.evaluate.imports import import_lm_eval, quiet
-from mergekern.evaluate.loading import device_of
 from mergekern.evaluate.options import NOT_ALLOWED, EvaluationOptions, Finished
 from mergekern.evaluate.packaged import packaged
 from mergekern.evaluate.subject import Subject
@@ -75,7 +75,7 @@ class LmEval:
                     pretrained=str(self.subject.folder), dtype=self.how.dtype, batch_size="auto"
                 )
             else:
-                self._model = self.subject.load(self.how.dtype, device_of(self.how.device))
+                self._model = self.subject.load(self.how.dtype, place_of(self.how.device))
 
     def run(self, task: Task) -> Finished:
         """Run a task, or a group of them, to its end; raises what lm-eval and its data raise."""
@@ -97,7 +97,7 @@ class LmEval:
                 task_manager=manager(self.how.include, [task.task]),
                 num_fewshot=task.shots,
                 batch_size=self._batch_size(task),
-                device=device_of(self.how.device),
+                device=place_of(self.how.device),
                 limit=self.how.limit,
                 gen_kwargs=task.generation or None,
                 apply_chat_template=self.how.chat_template,

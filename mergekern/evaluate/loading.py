@@ -57,13 +57,3 @@ def _tokenizer(folder: Path) -> Any:
 def _unloadable(what: str, error: Exception) -> EvaluationError:
     reason = " ".join(str(error).split())
     return EvaluationError(f"{what} cannot be loaded by transformers: {reason:.300}")
-
-
-def device_of(asked: str) -> str:
-    """`auto` is a GPU where torch sees one. Raises EvaluationError for a GPU that is not here."""
-    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if asked == "auto":
-        return "cuda" if here else "cpu"
-    if asked != "cpu" and int(asked.partition(":")[2] or 0) >= here:
-        raise EvaluationError(f"device is {asked!r}; torch sees {here} GPUs on this machine")
-    return asked

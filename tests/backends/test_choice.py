@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mergekern.backends import cuda
-from mergekern.backends.choose import get_backend
+from mergekern.backends.choose import get_backend, place_of
 from mergekern.errors import RecipeError
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -23,6 +23,15 @@ def test_a_gpu_that_is_not_there() -> None:
         get_backend(device="cuda:1")
     with pytest.raises(RecipeError, match="nothing merges on cuda:0 here: cuda: "):
         get_backend("cuda")
+
+
+@without_gpu
+def test_where_models_run() -> None:
+    assert place_of("auto") == place_of("cpu") == "cpu"
+    with pytest.raises(RecipeError, match="device is 'cuda:1'; torch sees 0 GPUs"):
+        place_of("cuda:1")
+    with pytest.raises(RecipeError, match="device is 'cudda'; did you mean 'cuda'"):
+        place_of("cudda")
 
 
 def test_kernels_that_were_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
