@@ -215,9 +215,9 @@ class Fitting:
             dtype=dtype,
             shape=info.shape,
             base=Input(like, info.name) if based else None,
-            experts=(*(Input(model, fit[model].name) for model in experts), *statistics),
+            experts=(*[Input(model, fit[model].name) for model in experts], *statistics),
             expert_index=places * 2 if statistics else places,
-            work=work_dtype([*(i.dtype for i in fit.values()), *self._informed.dtypes(statistics)]),
+            work=work_dtype([i.dtype for i in fit.values()] + self._informed.dtypes(statistics)),
             spec=spec,
             note=note,
         )
@@ -254,6 +254,8 @@ class Fitting:
 
     def _lent(self, output: Output, fit: Held) -> str:
         """Which models give a tensor of another name, to which theirs of this name is tied."""
+        if not output.lent:
+            return ""
         lent = (model for model in output.lent if model in fit)
         return "; ".join(f"{self.labels[model]} gives {fit[model].name}" for model in lent)
 

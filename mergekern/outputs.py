@@ -165,12 +165,13 @@ class Outputs:
                 continue
             held = {m: self._stored[m][name] for m in models if name in self._stored[m]}
             if held:
-                lent = tuple(m for m in held if (m, name) in self._lent)
-                like = self._members[part].like(held, self._donor)
-                yield Output(name, part, self._position(like, name), held, lent)
+                lent = tuple([m for m in held if (m, name) in self._lent]) if self._lent else ()
+                yield Output(name, part, self._position(part, name, held), held, lent)
 
-    def _position(self, like: int, name: str) -> float:
-        return 0.0 if self._recipe.constant else self._of(like).position(name)
+    def _position(self, part: int, name: str, held: Held) -> float:
+        if self._recipe.constant:
+            return 0.0
+        return self._of(self._members[part].like(held, self._donor)).position(name)
 
     def _sliced(self, module: str, parts: Sequence[int]) -> Iterator[Output]:
         ranges = [self._ranges(part) for part in parts]

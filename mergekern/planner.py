@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any, Literal
 
 from mergekern.checkpoint.base import Checkpoint, TensorInfo
@@ -170,6 +169,7 @@ def _bytes_of(steps: Sequence[Step], checkpoints: Sequence[Checkpoint]) -> int:
     """What one pass reads; layers that share a matrix are solved for with one reading of it."""
     solved = [step.equations for step in steps if step.equations is not None]
     grams = {gram for equations in solved for gram in equations.grams}
-    others = (given for step in steps for given in step.origins if given not in grams)
-    read = chain(grams, others)
-    return sum(checkpoints[given.model].tensors[given.name].nbytes_read for given in read)
+    read = [given for step in steps for given in step.origins]
+    if grams:
+        read = [*grams, *(given for given in read if given not in grams)]
+    return sum([checkpoints[model].tensors[name].nbytes_read for model, name in read])
